@@ -41,14 +41,17 @@ class Problem(NamedTuple):
       matrix, noise: y = matrix x + noise of this standard deviation.
       y: measurements (B, M).
       exact, others: two independent sets of exact draws given each y, (B, N, D).
-      shares: by the number of y, the function of events (N, D) to the shares that are compared;
-        empty for signals.
+      shares: by the number of y, the function of events (N, D) to the shares that are compared, or
+        empty.
       log_evidence: log p(y) (B,), if it is known.
       operator: as `Prior.posterior` takes it; None for that of the matrix.
       sde: the SDE of the scores.
+      statistics: without shares, the function of events (..., D) to the numbers whose intervals are
+        compared; by default, the running sum.
+      support: the range of the data, to which guided samplers clip the mean of x_0, or None.
     """
 
-    prior: Mixture | Increments
+    prior: Any
     matrix: np.ndarray
     noise: float
     y: np.ndarray
@@ -58,14 +61,15 @@ class Problem(NamedTuple):
     log_evidence: np.ndarray | None = None
     operator: Any = None
     sde: SDE = VP
+    statistics: Callable[[np.ndarray], np.ndarray] = functools.partial(np.cumsum, axis=-1)
+    support: tuple[float, float] | None = None
 
     def errors(self, x: np.ndarray) -> dict[str, float]:
         """Return the errors of samples x (B, N, D) given each y.
 
         Those of the mean and of the marginal standard deviations are root mean squares over
         entries, in standard deviations of the prior, averaged over y. Coverage is the probability,
-        in percent, that the exact posterior gives to intervals of the samples, for entries of the
-        signal.
+        in percent, that the exact posterior gives to intervals of the samples.
         """
         exact, std = self.exact, self.prior.std
 
@@ -77,8 +81,8 @@ class Problem(NamedTuple):
             pairs = zip(self.shares, x, exact)
             gaps = [0.5 * np.abs(shares(a) - shares(b)).sum() for shares, a, b in pairs]
             return found | {"weights": float(np.mean(gaps))}
-        signal, truth = x.cumsum(-1), exact.cumsum(-1)
-        low, high = np.quantile(signal, INTERVAL, axis=1)[:, :, None]
+        truth = self.statistics(exact)
+        low, high = np.quantile(self.statistics(x), INTERVAL, axis=1)[:, :, None]
         return found | {"coverage": 100 * float(((truth >= low) & (truth <= high)).mean())}
 
 
@@ -129,7 +133,7 @@ def linear_problem(
 
 
 def signal_matrix(name: str) -> np.ndarray:
-    """Return the matrix (M, ENTRIES) from increments to measurements; see SIGNALS."""
+    """Return the matrix (M, ENTRIES) from increments to measurements by an operator."""
     frequencies = np.random.default_rng(1).choice(np.arange(1, ENTRIES // 2), 11, replace=False)
     angles = 2 * np.pi * np.outer(frequencies, np.arange(ENTRIES)) / ENTRIES
     waves = [np.full((1, ENTRIES), 0.5**0.5), np.cos(angles), np.sin(angles)]
@@ -143,12 +147,6 @@ def signal_matrix(name: str) -> np.ndarray:
     return observed @ np.tril(np.ones((ENTRIES, ENTRIES)))
 
 
-KINDS = "Gaussian", "Laplace", "Bernoulli-Laplace", "Student"
-SIGNALS = {
-    "blur": "means over windows of 5 entries, at every second entry",
-    "missing": "16 of 64 entries",
-    "Fourier": "the mean and 11 of 31 frequencies",
-}
 SIGNAL_NOISE = 0.3
 
 

@@ -105,7 +105,7 @@ def draw(
     if own and own.steps == 1:  # Importance weights; "smc" has its default.
         chosen = chosen | {"particles": count}
     score = exact_score(problem.prior, problem.sde, counted=not is_weighted)
-    posterior = Prior(score, problem.sde, (size,)).posterior(
+    posterior = Prior(score, problem.sde, (size,), support=problem.support).posterior(
         jnp.asarray(problem.y, jnp.float32),
         problem.operator or _operator(problem.matrix.tobytes(), len(problem.matrix)),
         noise=problem.noise,

@@ -46,7 +46,8 @@ def make_denoiser(problem: Problem) -> Callable[[Tensor, Tensor, Tensor], Tensor
     arrays, score = problem.prior.arrays, type(problem.prior).score
 
     def denoise(u: jax.Array, level: jax.Array) -> jax.Array:
-        return u + level**2 * score(arrays, u, jnp.broadcast_to(level, (len(u), 1)))
+        mean = u + level**2 * score(arrays, u, jnp.broadcast_to(level, (len(u), 1)))
+        return jnp.clip(mean, *problem.support) if problem.support else mean
 
     def pull_back(gradient: jax.Array, u: jax.Array, level: jax.Array) -> jax.Array:
         return jax.vjp(lambda u: denoise(u, level), u)[1](gradient)[0]

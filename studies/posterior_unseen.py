@@ -24,6 +24,7 @@ from studies.posterior_cases import Problem, linear_problem
 from studies.posterior_priors import Mixture, random_modes
 
 CASES = 50
+AGAIN = 2, 23, 29, 34  # beyond the margins with fewer samples; they are measured with more
 SDES = VESDE(), VPSDE(), SubVPSDE(), EDMSDE(), RectifiedFlow()
 FUNCTIONS: dict[str, Callable[[Any], Any]] = {
     "abs(z)": abs,

@@ -15,7 +15,7 @@ from scipy.special import logsumexp
 
 from benchmarks.records import Records
 from benchmarks.tables import read_table
-from studies import posterior_torch, posteriors
+from studies import posterior_galaxies, posterior_torch, posteriors
 from studies.posterior_cases import (
     DIGITS,
     MIXTURES,
@@ -24,9 +24,10 @@ from studies.posterior_cases import (
     signal_matrix,
     signal_problem,
 )
+from studies.posterior_galaxies import SMALLEST, Galaxies, galaxies_problem
 from studies.posterior_priors import Mixture, Points, gibbs, increments
 from studies.posterior_unseen import FUNCTIONS, settings, unseen_problem, unseen_table
-from studies.posteriors import EXACT, OWN, Contestant, cost_table
+from studies.posteriors import EXACT, OWN, Contestant
 
 DENSITIES = {
     "Gaussian": stats.norm.pdf,
@@ -180,6 +181,26 @@ def test_posteriors_of_digits():
     assert problem.shares[0](small)[:3] == pytest.approx([0.1, 0.1, 0.1], abs=0.02)
 
 
+def test_galaxies(monkeypatch):
+    """The score at a noise level, and weighted draws, for a network and a pool of N(0, 0.3^2)."""
+    alpha = lambda t: jnp.exp(-t / 2)[:, None, None]
+    network = lambda _, x, t: -x / (1 - 0.91 * alpha(t) ** 2)
+    monkeypatch.setattr(posterior_galaxies, "network", network)
+    x = 0.3 * np.random.default_rng(0).normal(size=(2048, 1024))
+    monkeypatch.setattr(posterior_galaxies, "pool", lambda: (Galaxies((), 0.3), x))
+    u, levels = np.float32(x[:3]), np.float32([[0.0], [0.5], [100.0]])
+    expected = -u / (0.09 + SMALLEST + levels**2)
+    np.testing.assert_allclose(Galaxies.score((), u, levels), expected, rtol=1e-3)
+    problem = galaxies_problem.__wrapped__("4 of 1,024 pixels, noise 0.3", 3)
+    known = problem.matrix.any(0)
+    mean, std = problem.exact.mean(1), problem.exact.std(1)
+    np.testing.assert_allclose(mean[:, known], problem.y / 2, atol=0.15)
+    assert std[:, known].mean() == pytest.approx(0.3 / math.sqrt(2), rel=0.1)
+    assert std[:, ~known].mean() == pytest.approx(0.3, rel=0.05)
+    assert not np.isin(problem.exact[..., 0], problem.others[..., 0]).any()
+    assert problem.errors(problem.others)["coverage"] == pytest.approx(90, abs=3)
+
+
 def test_table_of_unseen_cases():
     """Excess errors and log p(y) are counted by operator, the latter where particles suffice."""
     exact = [{"weights": 0.01, "mean": 0.02}] * 5
@@ -191,30 +212,17 @@ def test_table_of_unseen_cases():
     assert rows["mask"][:3] == ["1", "0", "1 of 1"]
 
 
-def test_costs_of_effective_draws():
-    """Twice the error of exact draws makes a quarter of them effective; particles count."""
-    costs = {"evaluations": "60", "gradients": "120 to 960"}
-    rows = [
-        {"sampler": title} | costs | dict.fromkeys(MIXTURES, f"0.01 / {error}")
-        for title, error in (("exact", 0.02), ("other", 0.04), (posteriors.SMC, 0.02))
-    ]
-    rows[1][next(iter(MIXTURES))] = "0.01 / 0.2"
-    other, smc = map(list, map(dict.values, read_table("\n".join(cost_table(rows)), "sampler")))
-    assert other == ["other", "25 (1)", "240", "3,840"]
-    assert smc == [posteriors.SMC, "100 (100)", "240", "3,840"]
-
-
 @pytest.mark.slow
 def test_rows_of_the_tables(tmp_path, monkeypatch):
     """Errors, step sizes and costs of our methods; results are kept; no library is needed."""
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     monkeypatch.setattr(posteriors, "SCALES", {OWN: (1e30, 0.1)})
-    monkeypatch.setattr(posteriors, "STEPS", {"guided": 10, "pc": 30})
     name, records = next(iter(MIXTURES)), Records(tmp_path / "records.jsonl")
     contestants = [Contestant(OWN, method) for method in ("dps", "moment_matching", "smc")]
     contestants += [Contestant(EXACT, "draws"), Contestant("azula", "PiGDM")]
     makers = {name: functools.partial(mixture_problem, name)}
-    found = posteriors.measure_all(records, contestants, makers, (2, 200))
+    kind = posteriors.Kind(makers, contestants, 2, 200, guided=10, pc=30)
+    found = posteriors.measure_all(records, kind)
     dps, matching, weighted, exact = (each[name] for each in found.values())
     assert (dps["scale"], dps["gradients"]) == (0.1, 30)
     assert 20 <= matching["gradients"] <= 10 * 3 + 10
@@ -228,9 +236,8 @@ def test_rows_of_the_tables(tmp_path, monkeypatch):
     new = posteriors.replaced(old, [*old[:2], *(line for line in lines if "smc" in line)])
     assert [line for line in new if "smc" in line] == [line for line in lines if "smc" in line]
     assert [line for line in new if "smc" not in line] == [x for x in old if "smc" not in x]
-    makers = {name: lambda count: pytest.fail("A result that is kept is measured again.")}
-    again = posteriors.measure_all(Records(records.path), contestants, makers, (2, 200))
-    assert again == found
+    monkeypatch.setattr(Contestant, "measure", lambda *_: pytest.fail("It is measured again."))
+    assert posteriors.measure_all(Records(records.path), kind) == found
 
 
 @pytest.mark.slow
@@ -262,6 +269,6 @@ def test_samplers_of_the_peers(peer):
     """Moment matching is exact for a Gaussian but for its steps; calls are counted."""
     pytest.importorskip(peer[0], reason="It is not installed (requirements-dev.txt)")
     make = functools.partial(signal_problem, "missing", "Gaussian", chains=20, sweeps=50)
-    found = Contestant(*peer).measure(make, 1, 200)
+    found = Contestant(*peer).measure(make, posteriors.Kind({}, [], 1, 200))
     assert found["mean"] < 0.1
     assert found["evaluations"] == 60
