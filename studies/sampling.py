@@ -209,7 +209,10 @@ def own_states(prior: Prior, name: str, x: np.ndarray, noise_levels: np.ndarray)
 
 
 def peer_states(prior: Prior, name: str, x: np.ndarray, noise_levels: np.ndarray) -> np.ndarray:
-    """Return the states of a scheduler of diffusers with the same score and noise levels."""
+    """Return the states of a scheduler of diffusers with the same score and noise levels.
+
+    Its states have the scale of VP, alpha^2 + std^2 = 1; those returned are in no other.
+    """
     import diffusers
     import torch
 
@@ -217,10 +220,11 @@ def peer_states(prior: Prior, name: str, x: np.ndarray, noise_levels: np.ndarray
     scheduler = getattr(diffusers, kind)(use_karras_sigmas=True, **options)
     scheduler.set_timesteps(len(noise_levels) - 1)
     scheduler.sigmas = torch.tensor(noise_levels)
-    state, states, score = torch.tensor(x), [], jax.jit(prior.score)
     times = prior.sde.time_at(jnp.asarray(noise_levels))
-    for t, timestep in zip(times, scheduler.timesteps):
-        found = score(jnp.asarray(state.numpy(), jnp.float32), jnp.full(len(x), t))
+    scales = np.asarray(prior.sde.alpha(times) * np.hypot(1, noise_levels), np.float32)
+    state, states, score = torch.tensor(x / scales[0]), [], jax.jit(prior.score)
+    for t, scale, timestep in zip(times, scales, scheduler.timesteps):
+        found = score(jnp.asarray(scale * state.numpy()), jnp.full(len(x), t))
         noise = torch.tensor(np.asarray(-prior.sde.std(t) * found))
         state = scheduler.step(noise, timestep, state).prev_sample
         states.append(state.numpy())
