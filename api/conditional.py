@@ -68,7 +68,7 @@ class NetworkScore:
             weaker = functools.partial(self.guide.apply, self.guide.params)
             return guidance.autoguidance(score, weaker, self.condition, self.sde, **options)
         if self.condition is None:
-            return score
+            return lambda x, t: score(x, t, None)
         if self.classifier is None or self.log_probs is None:
             return guidance.classifier_free(score, self.condition, self.sde, **options)
         log_probs, classes = self.log_probs(self.classifier), self.condition.classes
