@@ -24,12 +24,7 @@ from sde_lib import SDE, Score, expand
 from solvers.adaptive import by_event
 from solvers.density import solver
 from solvers.loop import fold_in, standard_normal, uniform
-from solvers.scaled_flow import (
-    DATA_STD,
-    Endpoints,
-    find_endpoints,
-    scaled_residual,
-)
+from solvers.scaled_flow import DATA_STD, Endpoints, find_endpoints, scaled_residual
 
 TOLERANCE = 1e-3
 """Error per step of u and of log p per dimension, relative and absolute; see docs/likelihood.md."""

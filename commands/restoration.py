@@ -34,14 +34,7 @@ from controllable.methods import METHODS
 from controllable.operators import Operator
 from controllable.tasks import TASKS
 from experiment import Experiment
-from runs import (
-    load_rounds,
-    results_folder,
-    run_rounds,
-    write_arrays,
-    write_json,
-    write_picture,
-)
+from runs import load_rounds, results_folder, run_rounds, write_arrays, write_json, write_picture
 from sampling import Sampler
 
 Given = Collection[str] | None
