@@ -108,9 +108,8 @@ def load(
             )
         if config is None and stored_content(Path(workdir)) is None:
             raise InputError(
-                f"{workdir} holds no model: it has neither config.json nor a checkpoint. Train "
-                "one there with --mode=train, or pass another folder or a network, such as "
-                "'digits_vp'."
+                f"{workdir} holds no model: it has neither config.json nor a checkpoint. Pass "
+                "another folder or a network, such as 'digits_vp', or train one by --mode=train."
             )
         with advice(OWN_NAMES) if config is None else contextlib.nullcontext():
             found_config = load_config(workdir) if config is None else read_config_file(config)

@@ -153,7 +153,8 @@ def parse_flags(argv: list[str]) -> list[str]:
 
 def check_flags(argv: list[str]) -> None:
     """Raise InputError for a flag that is missing, empty, or not one of the mode."""
-    for name, text in {"version": _version, "list": _listed, "completion": _completion}.items():
+    version = lambda: score_sde.__version__
+    for name, text in {"version": version, "list": _listed, "completion": _completion}.items():
         if FLAGS[name].value:
             print(text())
             sys.exit(0)
@@ -183,10 +184,6 @@ def check_flags(argv: list[str]) -> None:
     for name in command.required:
         if FLAGS[name].value is None:
             raise InputError(f"--mode={FLAGS.mode} needs --{name}: {FLAGS[name].help}")
-
-
-def _version() -> str:
-    return score_sde.__version__
 
 
 def _listed() -> str:

@@ -33,14 +33,7 @@ from experiment import Experiment
 from options import choose
 from readers import folders, image_files, preprocessing
 from readers.files import check_regular
-from runs import (
-    load_rounds,
-    results_folder,
-    run_rounds,
-    write_arrays,
-    write_json,
-    write_picture,
-)
+from runs import load_rounds, results_folder, run_rounds, write_arrays, write_json, write_picture
 from runs.checkpoints import tree_checksum
 from sampling import Sampler
 

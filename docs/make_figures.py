@@ -103,12 +103,10 @@ def trajectories(steps: int = 600) -> Figure:
     return figure
 
 
+PREDICTOR = {"sampler": "pc", "predictor": "reverse_diffusion"}
 SAMPLERS: dict[str, dict[str, Any]] = {
-    "reverse diffusion": {"sampler": "pc", "predictor": "reverse_diffusion", "corrector": "none"},
-    "with corrector": {
-        **{"sampler": "pc", "predictor": "reverse_diffusion"},
-        **{"corrector": "langevin_per_image", "snr": 0.1},
-    },
+    "reverse diffusion": PREDICTOR | {"corrector": "none"},
+    "with corrector": PREDICTOR | {"corrector": "langevin_per_image", "snr": 0.1},
     **{name: {"sampler": name} for name in ("ddim", "dpm++_2m", "dpm++_2m_sde")},
 }
 

@@ -105,9 +105,7 @@ def frechet_distance(a: Moments, b: Moments) -> float:
 
 
 def kernel_distance(
-    real: Float[np.ndarray, "real d"],
-    generated: Float[np.ndarray, "generated d"],
-    groups: int = 10,
+    real: Float[np.ndarray, "real d"], generated: Float[np.ndarray, "generated d"], groups: int = 10
 ) -> Estimate:
     """KID (arXiv:1801.01401): the unbiased squared MMD of the kernel (x y / D + 1)^3.
 

@@ -33,10 +33,7 @@ WITH_CONFIG = (".safetensors", ".pkl")  # Files that state a config.
 PICKLE = b"\x80\x02"  # PyTorch wrote bare pickles before version 1.6.
 NEWER_PICKLES = (b"\x80\x03", b"\x80\x04", b"\x80\x05")  # EDM's networks.
 MSGPACK_MAPS = (*range(0x80, 0x90), 0xDE, 0xDF)
-WRITERS: dict[str, Writer] = {
-    ".pth": torch_format.write,
-    ".safetensors": safetensors_format.write,
-}
+WRITERS: dict[str, Writer] = {".pth": torch_format.write, ".safetensors": safetensors_format.write}
 
 
 def read(source: str | Path, network: nnx.Module, config: Config) -> Trained:

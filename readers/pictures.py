@@ -15,10 +15,7 @@ TITLE_SIZE = 14  # The smallest font of titles, in pixels.
 
 
 def image_grid(
-    images: np.ndarray,
-    min_side: int = 64,
-    columns: int | None = None,
-    titles: Sequence[str] = (),
+    images: np.ndarray, min_side: int = 64, columns: int | None = None, titles: Sequence[str] = ()
 ) -> Image.Image:
     """Return a picture of images (N, H, W, C) in rows, with gutters and titles above the columns.
 

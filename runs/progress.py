@@ -17,6 +17,7 @@ import jax
 from tqdm import tqdm
 
 FIRST, INTERVAL = 1.0, 15.0  # seconds
+_interval = tqdm.format_interval
 
 Update = Callable[[int], Any]
 """(units done so far) -> None."""
@@ -98,7 +99,3 @@ def _reporting(text: str, status: Callable[[], str], announced: bool = False) ->
     finally:
         ended.set()
         thread.join()
-
-
-def _interval(seconds: float) -> str:
-    return tqdm.format_interval(seconds)

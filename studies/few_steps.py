@@ -24,7 +24,7 @@ import solvers
 from benchmarks.records import Record, Records
 from benchmarks.tables import header, row
 from configs.default import complete
-from errors import check_name
+from options import choose
 from score_sde import TrainedModel
 from studies import common
 from studies.common import Estimate
@@ -139,7 +139,7 @@ def main(options: argparse.Namespace) -> dict[str, list[str]]:
     records = Records(Path(options.folder) / "few_steps.jsonl")
     names = options.networks.split(",")
     for name in names:
-        check_name(name, (*ZOO, *TRAINED), "--networks")
+        choose(ZOO | TRAINED, name, "--networks")
     columns = {name: column(name, options, records) for name in names}
     lines = header(f"sampler, {STEPS} evaluations", *columns)
     titles = next(iter(columns.values()))

@@ -257,6 +257,25 @@ def test_list(capsys):
     assert all(Path(default.find_file(path)).is_file() for path in paths)
 
 
+def test_completion(capsys):
+    """Bash completes flags, fields, modes, configs and networks by one command."""
+    with flagsaver.flagsaver():
+        set_flags(completion=True)
+        with pytest.raises(SystemExit, match="0"):
+            main.check_flags(["main.py"])
+    start, words, name = capsys.readouterr().out.split("'")
+    assert (start, name) == ("complete -o default -W ", " score-sde\n")
+    names = {"--workdir", "--config.sampling.solver", "train", "digits_vp"}
+    assert names | {"configs/vp/digits_ddpmpp_continuous.py"} <= set(words.split())
+
+
+def test_a_folder_for_samples_of_a_file():
+    with flagsaver.flagsaver():
+        set_flags(mode="sample", source="digits_vp")
+        main.check_flags(["main.py"])
+        assert main.FLAGS.workdir == "samples"
+
+
 def test_the_process(tmp_path, monkeypatch):
     """Characters that a terminal lacks are escapes; programs are cached without a home, too."""
     changes, raw = {}, io.BytesIO()

@@ -34,15 +34,7 @@ from models.building import Params
 from options import COUNT, GIVEN, SHORT, Integer, check, choose, plain
 from runs.training_log import FILE_NAME, Curve, best_snapshot, read_curves
 from sde_lib import SDE, SDES
-from training.events import (
-    FIRST,
-    Stream,
-    batch_of,
-    check_same,
-    images_of,
-    is_stream,
-    open_stream,
-)
+from training.events import FIRST, Stream, batch_of, check_same, images_of, is_stream, open_stream
 from training.loop import train_job
 from training.scores import score_job
 

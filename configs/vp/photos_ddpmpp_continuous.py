@@ -1,8 +1,7 @@
 """DDPM++ with the VP SDE on 32x32 color patches of two photographs: small enough for two cores.
 
 With batches of 16 and a learning rate of 2e-3, samples were patches of saturated colors: the
-mean color of a patch is 1/1024 of the loss and is learned last. These settings ran for 1,100
-steps; no samples were inspected.
+mean color of a patch is 1/1024 of the loss and is learned last.
 """
 
 from configs import networks
