@@ -64,7 +64,7 @@ def noise_levels(model: TrainedModel, solver: str, schedule: str) -> np.ndarray:
         return np.array(model.fit_schedule(STEPS, sampler=solver).levels)
     if schedule != "AYS":
         return solvers.noise_levels(model.sde, schedule, STEPS)
-    from diffusers.schedulers import AysSchedules
+    from diffusers.schedulers.scheduling_utils import AysSchedules
 
     published = np.log(AysSchedules["StableDiffusionSigmas"][:STEPS])
     levels = solvers.noise_levels(model.sde, "log_snr", STEPS)
@@ -119,14 +119,13 @@ def column(name: str, options: argparse.Namespace, records: Records) -> dict[str
     model, cells = network(name, Path(options.folder)), {}
     cases = [(*each, options.samples) for each in CASES]
     cases += [(PC, "", options.pc)] if options.pc else []
-    for *case, count in cases:
-        title = f"`{case[0]}`, {case[1]}" if case[1] else PC
+    for solver, schedule, count in cases:
+        title = f"`{solver}`, {schedule}" if schedule else PC
 
-        def compute(case: list[str] = case, count: int = count, title: str = title) -> Record:
-            x = draw(model, name, *case, count)
-            return {"about": f"{name}, {title}", "distance": distance(model, x)}
+        def compute(case: tuple[str, str, int] = (solver, schedule, count)) -> Record:
+            return {"about": [name, *case], "distance": distance(model, draw(model, name, *case))}
 
-        key = common.key([name, *case, count], "studies.sampling")
+        key = common.key([name, solver, schedule, count], "studies.sampling")
         found = Estimate(*records.cached(key, compute)["distance"])
         excess = common.excess(found, floor(model, count))
         cells[title] = f"{found.value:.4f}; {excess.brief()}"

@@ -113,7 +113,7 @@ def test_rounding_errors_of_interpolation():
     ("shape", "weight", "dtype", "expected"),
     [
         ((8, 16, 16, 4), (3, 3, 4, 4), "float32", True),
-        ((7, 16, 16, 4), (3, 3, 4, 4), "float32", False),  # few pixels
+        ((1, 16, 16, 4), (3, 3, 4, 4), "float32", False),  # few pixels
         ((8, 14, 32, 4), (3, 3, 4, 4), "float32", False),  # 4 does not divide the rows
         ((8, 16, 16, 4), (3, 3, 4, 3), "float32", False),  # narrow
         ((8, 16, 16, 4), (3, 3, 4, 4), "bfloat16", False),
