@@ -280,10 +280,8 @@ class Experiment:
         if self.labelled or not (trained if optional else self.config.guidance.classes):
             return
         if not folder.is_dir():
-            raise InputError(
-                f"guidance.classes needs a network with classes, or a classifier: {folder} does "
-                "not exist; train it with --mode=train_classifier."
-            )
+            problem = "guidance.classes needs a network with classes, or a classifier"
+            raise InputError(f"{problem}; train one with --mode=train_classifier.")
         folders.check_config(folder, self.config, "noised classes")
         shapes = nnx.to_pure_dict(nnx.split(self.classifier_network, nnx.Param)[1])
         like = jax.tree.map(self._replicated, shapes)
