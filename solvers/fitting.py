@@ -80,24 +80,21 @@ def _coefficients(
     """Return what steps between levels (n + 1,) combine, from plans of two or three levels.
 
     That is, from i to j (3, n, n + 1): the coefficient of y, the total weight of the predictions,
-    and the weight of the slope of predictions, which are interpolated linearly in log s. And at i,
-    after a step from h (4, n, n): the fields of the corrector, of y, the y before and predictions.
+    and the weight of the slope of predictions, which are interpolated linearly in log s. And at j,
+    after a step from i (4, n, n): the fields of the corrector, of y, the y before and predictions.
     """
     n = len(levels) - 1
     predictor, corrector = np.zeros((3, n, n + 1)), np.zeros((4, n, n))
     corrector[0] = 1
-
-    def last_row(numbers: tuple[int, ...]) -> Plan:
-        return Plan(*(np.append(leaf[-1], 0.0) for leaf in make_plan(levels[list(numbers)])))
-
     for i, j in itertools.combinations(range(n + 1), 2):
-        c = last_row((i - 1, i, j) if i else (i, j))
-        slope = c.predictor_weights[1] * np.log(levels[i] / levels[i - 1]) if i else 0
-        predictor[:, i, j] = c.predictor_state[0], c.predictor_weights[:2].sum(), slope
-    for h, i in itertools.combinations(range(n), 2):
-        c = last_row((h, i, n))
-        corrector[:2, h, i] = c.corrector_state[0], c.corrector_previous[0]
-        corrector[2:, h, i] = c.corrector_weights[:2]
+        c = make_plan(levels[[i - 1, i, j] if i else [i, j]])
+        earlier = np.append(c.predictor_weights[-1], 0)[1]
+        slope = earlier * np.log(levels[i] / levels[i - 1]) if i else 0
+        predictor[:, i, j] = c.predictor_state[-1], c.predictor_weights[-1][0] + earlier, slope
+        if j < n:
+            c = make_plan(levels[[i, j, n]])
+            corrector[:2, i, j] = c.corrector_state[-1], c.corrector_previous[-1]
+            corrector[2:, i, j] = np.append(c.corrector_weights[-1], 0)[:2]
     return predictor, corrector
 
 
