@@ -280,8 +280,9 @@ class Experiment:
         if self.labelled or not (trained if optional else self.config.guidance.classes):
             return
         if not folder.is_dir():
-            problem = "guidance.classes needs a network with classes, or a classifier"
-            raise InputError(f"{problem}; train one with --mode=train_classifier.")
+            needed = "guidance.classes needs a network with classes, or a classifier"
+            train = "train it with --mode=train_classifier"
+            raise InputError(f"{needed}: {folder} does not exist; {train}.")
         folders.check_config(folder, self.config, "noised classes")
         shapes = nnx.to_pure_dict(nnx.split(self.classifier_network, nnx.Param)[1])
         like = jax.tree.map(self._replicated, shapes)

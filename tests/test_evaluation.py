@@ -363,7 +363,7 @@ def test_bits_per_dim_of_gaussian_data():
     changes = {"data.dataset": "noise", "data.image_size": 2}
     experiment = Experiment(tiny.config(**changes), jax.devices()[:1])
     sde = experiment.sde
-    experiment.score = lambda params, **_: gaussian.score(sde, 0.1, 0.5)
+    experiment._apply = lambda params, x, t, _: gaussian.score(sde, 0.1, 0.5)(x, t)
     model, images = experiment.trained_model({}), experiment.test.pixels[:3]
     options = {"trace": "exact", "tolerance": 1e-4, "t_min": 0.05}
     keys = [sampling.image_keys(jax.random.key(seed), np.arange(3)) for seed in (0, 1)]

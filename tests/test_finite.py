@@ -107,10 +107,7 @@ def test_messages():
 def _failing_network(monkeypatch):
     """All scores of networks are NaN."""
 
-    def score(self, params, rngs=None, condition=None):
-        return lambda x, t, **_: x * jnp.nan
-
-    monkeypatch.setattr(Experiment, "score", score)
+    monkeypatch.setattr("experiment.network_score", lambda model, graph, params, x, *_: x * jnp.nan)
 
 
 @pytest.mark.usefixtures("_failing_network")

@@ -205,7 +205,7 @@ def set_flags(**values):
     ("flags", "message"),
     [
         ({}, "--mode and --workdir must be given, as in python main.py --config="),
-        ({"mode": "trian"}, "--mode = 'trian' is unknown; known: .*train"),
+        ({"mode": "trian"}, "--mode = 'trian' must be one of .*train"),
         ({"mode": "train", "workdir": ""}, "--workdir is empty"),
         ({"mode": "report", "workdir": "a\x1b[2J"}, r"--workdir=a\\x1b\[2J has control characters"),
         (

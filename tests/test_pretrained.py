@@ -182,7 +182,7 @@ def test_files_of_the_moving_average(tmp_path):
 def test_files_that_state_no_config(tmp_path, config):
     path = tmp_path / "m.safetensors"
     save_file({"ema/a": np.zeros(3, np.float32)}, path, {"step": "1", "config": config})
-    refused("m.safetensors (states no|is damaged: its) config", load_config, path)
+    refused("m.safetensors (contains no|is damaged: its) config", load_config, path)
 
 
 def test_training_states_contain_everything_in_a_file():
