@@ -52,7 +52,8 @@ class ADMBlock(blocks.ResnetBlockBigGANpp):
         return layers.Conv1x1(in_features, features, rngs=rngs) if in_features != features else None
 
     def _compute(self, x: Array, temb: Array, key: Array | None) -> Array:
-        h = self.conv1(self.resample(layers.swish(self.norm1(x))))
+        h = layers.swish(self.norm1(x))
+        h = layers.upsample_conv(self.conv1, h) if self.up else self.conv1(self.resample(h))
         temb = self.temb(layers.swish(temb))[:, None, None]
         scale, shift = jnp.split(temb.astype(h.dtype), 2, -1)
         h = layers.swish(self.norm2(h) * (1 + scale) + shift)

@@ -30,6 +30,7 @@ from models.layers import (
     dropout,
     residual,
     swish,
+    upsample_conv,
 )
 
 
@@ -123,8 +124,9 @@ class Resampler(nnx.Module):
     def __call__(self, x: Array, temb: Array | None = None, rngs: Rngs | None = None) -> Array:
         if self.conv is None:
             return self.options.resample(x, up=self.up)
-        is_plain = self.up and isinstance(self.conv, nnx.Conv)
-        return self.conv(resample.upsample_nearest(x) if is_plain else x)
+        if self.up and isinstance(self.conv, nnx.Conv):
+            return upsample_conv(self.conv, x)
+        return self.conv(x)
 
 
 class Upsample(Resampler):
@@ -179,6 +181,10 @@ class ResnetBlockDDPMpp(nnx.Module):
         """Change the resolution; this block keeps it."""
         return x
 
+    def resample_conv(self, x: Array, kernel: Array) -> Array:
+        """Change the resolution, then convolve."""
+        return convolve(self.resample(x), kernel)
+
     def resample_shortcut(self, x: Array) -> Array:
         """Change the resolution and the number of features of the block's input."""
         x = self.resample(x)
@@ -191,7 +197,7 @@ class ResnetBlockDDPMpp(nnx.Module):
 
     def _compute(self, x: Array, temb: Array | None, key: Array | None) -> Array:
         act, rate = self.options.act, self.options.dropout
-        h = convolve(self.resample(act(self.norm1(x))), self.conv1.kernel[...])
+        h = self.resample_conv(act(self.norm1(x)), self.conv1.kernel[...])
         # The normalization adds the bias of the convolution, so that the sum is not stored.
         shift = bias_of(self.conv1)
         if temb is not None and self.temb is not None:
@@ -229,6 +235,11 @@ class ResnetBlockBigGANpp(ResnetBlockDDPMpp):
 
     def resample(self, x: Array) -> Array:
         return self.options.resample(x, up=self.up) if self.up or self.down else x
+
+    def resample_conv(self, x: Array, kernel: Array) -> Array:
+        if self.up and not self.options.fir:
+            return resample.upsample_nearest_conv(x, kernel)
+        return super().resample_conv(x, kernel)
 
     def resample_shortcut(self, x: Array) -> Array:
         if self.up and isinstance(self.shortcut, Conv1x1):

@@ -135,6 +135,11 @@ def bias_of(conv: nnx.Conv) -> Array:
     return jnp.zeros(()) if conv.bias is None else conv.bias[...]
 
 
+def upsample_conv(conv: nnx.Conv, x: Array) -> Array:
+    """Repeat every pixel, then apply a 3x3 convolution: (B, H, W, in) -> (B, 2H, 2W, features)."""
+    return resample.upsample_nearest_conv(x, conv.kernel[...]) + bias_of(conv).astype(x.dtype)
+
+
 def matmul(x: Array, kernel: Array) -> Array:
     """Return x @ kernel: (..., in), (in, out) -> (..., out), in the dtype of x.
 

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from models.convolution import LAYOUT
+from models.convolution import LAYOUT, convolve
 
 FACTOR = 2
 
@@ -21,6 +21,46 @@ FACTOR = 2
 def upsample_nearest(x: Array) -> Array:
     """Repeat every pixel: (B, H, W, C) -> (B, 2H, 2W, C)."""
     return jnp.repeat(jnp.repeat(x, FACTOR, axis=1), FACTOR, axis=2)
+
+
+def upsample_nearest_conv(x: Array, weight: Array) -> Array:
+    """Return convolve(upsample_nearest(x), weight).
+
+    x is (B, H, W, in) and `weight` (3, 3, in, out); returns (B, 2H, 2W, out) in the dtype of x.
+
+    On CPUs, where products take most of the time, the result is computed by phases. On accelerators
+    memory takes most, and phases would move more: 5 % in a train step of DDPM++, by TPU's compiler.
+    """
+    return lax.platform_dependent(x, weight, cpu=_conv_phases, default=_conv_repeated)
+
+
+def _conv_repeated(x: Array, weight: Array) -> Array:
+    return convolve(upsample_nearest(x), weight)
+
+
+def _conv_phases(x: Array, weight: Array) -> Array:
+    """Compute the four phases of the result, the parities of its rows and columns, one by one.
+
+    The 3x3 window of a pixel of the result covers 2x2 pixels of x. So each phase is a convolution
+    of x with a 2x2 kernel, whose entries are sums of weights: 4/9 of the products.
+    """
+    rows = []
+    for row in range(FACTOR):
+        phases = []
+        for column in range(FACTOR):
+            merged = _merge_taps(_merge_taps(weight, 0, row), 1, column)
+            pad = (1 - row, row), (1 - column, column)
+            phases.append(convolve(x, merged, pad))
+        rows.append(jnp.stack(phases, 3))
+    batch, height, width, _ = x.shape
+    return jnp.stack(rows, 2).reshape(batch, FACTOR * height, FACTOR * width, -1)
+
+
+def _merge_taps(weight: Array, axis: int, phase: int) -> Array:
+    """Add those of the three taps along `axis` that fall on the same pixel before upsampling."""
+    first, middle, last = jnp.split(weight, 3, axis)
+    merged = (first + middle, last) if phase else (first, middle + last)
+    return jnp.concatenate(merged, axis)
 
 
 def downsample_mean(x: Array) -> Array:
