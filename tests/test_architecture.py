@@ -24,11 +24,10 @@ BUDGETS = {
     "parameters of a function": 8,
 }
 CURRENT = {
-    "lines of code": 32_266,
-    "lines of tests": 20_438,
+    "lines of code": 32_120,
+    "lines of tests": 20_557,
     "top-level modules": 26,
-    "lines of a package": 4_438,  # studies; models has 3,242
-    "lines of a file": 390,  # sde_lib.py
+    "lines of a package": 4_586,  # studies; models and api have 3,250
 }
 
 
