@@ -142,7 +142,7 @@ def survivors(root: Path, mutants: Sequence[Mutant], seconds: float) -> Iterator
             failed = failure(copy, tests_of(path, root), seconds)
             shutil.copyfile(root / path, copy / path)
             print(f"{change}: {failed or 'survived'}", flush=True)
-            if "::" in failed and failure(copy, [failed], seconds):
+            if "::" in failed and failure(copy, [failed], seconds) == failed:  # else: a new case
                 raise SystemExit(f"{failed} fails without the change, too")
             if failed in ("", "no result"):
                 yield change
