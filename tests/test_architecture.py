@@ -25,7 +25,7 @@ BUDGETS = {
 }
 CURRENT = {
     "lines of code": 32_120,
-    "lines of tests": 20_557,
+    "lines of tests": 20_568,
     "top-level modules": 26,
     "lines of a package": 4_586,  # studies; models and api have 3,250
 }

@@ -131,3 +131,14 @@ def test_noise_removal():
         denoised = SDE.posterior_mean(SCORE(x, t_end), x, t_end)
         assert np.abs(x - denoised).max() > 1e-4
         np.testing.assert_allclose(drawn(name, True, more), denoised, atol=1e-5)
+
+
+def test_the_flow_and_the_trajectory_of_predictors():
+    """Without noise, samples depend on the prior only. Frames end before the noise is removed."""
+    options = (("predictor", "reverse_diffusion"), ("corrector", "none"), ("trajectory", True))
+    for flow in (True, False):
+        given = (*options, ("probability_flow", flow))
+        one, other = (_sample(keys, PRIOR, "pc", 20, given) for keys in (KEYS, KEYS[::-1]))
+        assert one.frames.shape == (16, *PRIOR.shape)
+        assert np.array_equal(one.x, other.x) == flow
+        assert np.abs(one.frames[-1] - one.x).max() < 0.2
