@@ -175,9 +175,7 @@ class Experiment:
         if data.std:
             options = {"loc": data.mean, "scale": data.std}
         if self.sharded:
-            params = jax.jit(lambda tree: tree, out_shardings=sharding.replicated(self.mesh))(
-                params
-            )
+            params = jax.jit(functools.partial(sharding.gather, self.mesh))(params)
         guided = {"classifier": self.classifier, "log_probs": self.class_log_probs}
         found = TrainedModel(
             NetworkScore(params, self._apply, self.sde, **guided),

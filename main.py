@@ -153,8 +153,8 @@ def parse_flags(argv: list[str]) -> list[str]:
 
 def check_flags(argv: list[str]) -> None:
     """Raise InputError for a flag that is missing, empty, or not one of the mode."""
-    version = lambda: score_sde.__version__
-    for name, text in {"version": version, "list": _listed, "completion": _completion}.items():
+    texts = {"version": lambda: score_sde.__version__, "list": _listed, "completion": _completion}
+    for name, text in texts.items():
         if FLAGS[name].value:
             print(text())
             sys.exit(0)

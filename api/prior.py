@@ -163,10 +163,10 @@ class Prior:
     def fit_schedule(self, steps: int, *, sampler: str | None = None, seed: Seed = 0) -> Fitted:
         """Fit noise levels for samples in few steps, and use them from now on; return them.
 
-        Of 64 levels of the trajectories of 64 events, they are those with the smallest sum of the
-        errors of steps (`solvers.fitting`). `sample` uses them for this `sampler`, by default that
-        of `sample`, with as many steps and no other `schedule`; posteriors do not. Raises
-        InputError for solvers with options or several evaluations a step.
+        The trajectories of 64 events, at 64 levels, show the errors of steps between these levels.
+        The result has the smallest sum of errors (`solvers.fitting`). `sample` uses it for this
+        `sampler`, by default its own, with as many steps and no other `schedule`; posteriors do
+        not. Raises InputError for solvers with options or several evaluations a step.
         """
         name = sampler or (SAMPLER if self.exact else self.defaults.sampler)
         fitted = fit_levels(self, name, steps, key_of(seed))

@@ -45,4 +45,6 @@ def main(font: Path, folder: Path) -> None:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 3:
+        sys.exit(__doc__)
     main(*map(Path, sys.argv[1:3]))

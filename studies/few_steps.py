@@ -1,4 +1,4 @@
-"""Ten evaluations at fitted noise levels, beside other schedules and solvers, and 2,000.
+"""Ten evaluations at fitted noise levels and at other ones, and predictor-corrector with 2,000.
 
 python -m studies.few_steps --folder=DIR [--networks=VP,VE] [--samples=1000] [--pc=0] [--write]
 
@@ -78,7 +78,7 @@ def peer_states(
 ) -> np.ndarray:
     """Return the states of a scheduler of diffusers with the same score and noise levels.
 
-    Its states have the scale of VP, alpha^2 + std^2 = 1; those returned are in no other.
+    They have the scale of VP, alpha^2 + std^2 = 1, whatever the SDE of the model.
     """
     import diffusers
     import torch
