@@ -61,6 +61,13 @@ def test_errors_of_steps():
     assert np.isinf(found[0, 2, 1])
 
 
+def test_states_without_noise():
+    """With a constant prediction d, the mean of the reverse SDE is d (1 - (s / s_0)^2)."""
+    levels, d = np.array([9.0, 4.0, 1.5, 0.3]), np.random.default_rng(0).normal(size=(1, 8, 3))
+    found = Reference(levels, np.zeros((4, 8, 3)), np.repeat(d, 4, 0), 2).without_noise()
+    np.testing.assert_allclose(found, d * (1 - (levels[:, None, None] / 9) ** 2), atol=1e-12)
+
+
 @pytest.mark.parametrize("name", ["ddim", "dpm++_3m", "dpm++_2m_sde", "unipc_2", "unipc_3", "deis"])
 def test_errors_follow_from_plans(name):
     """Each is that of the last row of the plan of the levels [h, i, j], executed."""

@@ -90,3 +90,21 @@ def test_invalid_values():
     refused(words, single_step.heun, levels, restart=(3, 1, 0.3, 0.35))
     words = "'vp' needs lower noise levels than 1, the lowest one"
     refused(words, single_step.euler, np.array([10.0, 1.0, 0.0]), curve="vp")
+
+
+@pytest.mark.parametrize("name", single_step.CURVES)
+def test_curves(name):
+    """Level and time are inverse to each other, and rates are derivatives by time."""
+    curve, d = single_step.CURVES[name](LEVELS), 1e-6
+    for level in LEVELS[:-1]:
+        t, near = curve.time(level), [curve.level(curve.time(level) * (1 + x)) for x in (-d, d)]
+        assert curve.level(t) == pytest.approx(level)
+        assert (near[1] - near[0]) / (2 * d * t) == pytest.approx(curve.speed(level), rel=1e-6)
+        change = math.log(curve.scale(near[1]) / curve.scale(near[0])) / (2 * d * t)
+        assert change == pytest.approx(curve.scale_rate(level), rel=1e-5)
+        assert curve.scale(level) == (
+            pytest.approx(1 / math.hypot(1, level)) if name == "vp" else 1
+        )
+    assert curve.time(0.0) == 0.0
+    if name == "vp":
+        assert [curve.time(level) for level in (LEVELS[0], LEVELS[-2])] == pytest.approx([1, 1e-3])
