@@ -240,12 +240,12 @@ def test_dps_step(name):
 
 
 # An operator with an unmeasured entry, one measured precisely, and one with more noise than x_t.
-DIAGONAL = operators.Operator(np.array([0, 2, 0.1], np.float32).reshape(1, 1, 3))
-STDS = np.array([np.inf, 0.05, 1.0])  # of the solutions, with noise of 0.1
+DIAGONAL = operators.Operator(np.array([0, 2, 0.08], np.float32).reshape(1, 1, 3))
+STDS = np.array([np.inf, 0.05, 1.25])  # of the solutions, with noise of 0.1
 
 
 def step_of(sde):
-    """A step of `sde` between noise levels std / alpha, and these: both lie between 0.05 and 1."""
+    """A step of `sde` between noise levels std / alpha, and these, between 0.05 and 1.25."""
     steps = sde.steps(sde.time_at(jnp.array([0.8, 0.5])))
     return jax.tree.map(lambda leaf: leaf[0], steps), 0.8, 0.5
 
@@ -264,7 +264,7 @@ def test_ddrm_step(monkeypatch, name):
     noise = ((after - mean) / next_alpha).reshape(3)
     mean = (mean / next_alpha).reshape(3)
     kept = next_level * np.sqrt(1 - eta**2)
-    expected = [0.4 + kept, 0.4 * (1 - eta_b) + eta_b * 0.5, 0.4 + kept * (3 - 0.4) / STDS[2]]
+    expected = [0.4 + kept, 0.4 * (1 - eta_b) + eta_b * 0.5, 0.4 + kept * (3.75 - 0.4) / STDS[2]]
     np.testing.assert_allclose(mean, expected, rtol=1e-4)
     precise = np.sqrt(next_level**2 - (eta_b * STDS[1]) ** 2)
     np.testing.assert_allclose(noise, [eta * next_level, precise, eta * next_level], rtol=1e-4)

@@ -170,7 +170,10 @@ def test_probes(kind):
 
 @of_sdes("ve", "vp")
 def test_few_fixed_levels(sde):
-    """log p of a mixture by 16 evaluations, and by 64 as exactly as by adaptive steps."""
+    """log p of a mixture by 16 evaluations, and by 64 as exactly as by adaptive steps.
+
+    The stated error exceeds the error in nine of ten images and half the error in all.
+    """
     data, bits = mixture.make(5, (4, 4, 1)), 16 * math.log(2)
     sde = dataclasses.replace(sde, t_min=max(sde.t_min, 1e-4))
     x = data.sample(jax.random.key(0), 32)
@@ -178,7 +181,10 @@ def test_few_fixed_levels(sde):
     for steps in (16, 64):
         result = estimate(data.score(sde), sde, x, steps=steps)
         assert result.nfe.tolist() == [steps] * 32
-        errors.append(np.abs(result.logp - data.logp(sde, x, sde.t_min)) / bits)
+        error = np.abs(result.logp - data.logp(sde, x, sde.t_min))
+        assert (error < result.error).mean() >= 0.9
+        assert (error < 2 * result.error).all()
+        errors.append(error / bits)
     assert errors[0].mean() < 0.025  # Measured: 0.019.
     assert errors[1].max() < 5e-3
 
