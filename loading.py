@@ -18,7 +18,15 @@ import sampling
 from api.arguments import checked
 from api.trained import TrainedModel
 from configs import folders
-from configs.default import Config, find_file, find_network, from_json, not_data, reset
+from configs.default import (
+    Config,
+    find_file,
+    find_network,
+    from_json,
+    nearest_network,
+    not_data,
+    reset,
+)
 from configs.validation import check_domains, validated
 from errors import InputError, advice, brief, naming, printable
 from experiment import Experiment
@@ -110,6 +118,7 @@ def load(
             raise InputError(
                 f"{workdir} holds no model: it has neither config.json nor a checkpoint. Pass "
                 "another folder or a network, such as 'digits_vp', or train one by --mode=train."
+                f"{nearest_network(workdir)}"
             )
         with advice(OWN_NAMES) if config is None else contextlib.nullcontext():
             found_config = load_config(workdir) if config is None else read_config_file(config)
