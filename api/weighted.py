@@ -161,7 +161,7 @@ class WeightedPosterior(Posterior):
         """Return the sampler of the method; only `steps` can be chosen."""
         method = METHODS[self.method]
         fixed = {"sampler": name, "steps": steps if method.steps == 1 else None}
-        for given, value in (options | fixed).items():
+        for given, value in (fixed | options).items():
             if value is not None:
                 owner = f"method = {self.method!r}, which is itself a sampler"
                 raise unknown_option(given, value, owner, [] if method.steps == 1 else ["steps"])

@@ -309,7 +309,7 @@ def test_errors():
         (lambda: weighted.sample(10**8), "GB of memory or more"),
         (lambda: prior.posterior(y, mask, noise=0.1, weights=1), "weights = 1 must be True or"),
         (lambda: prior.posterior(y, mask, noise=0.0, weights=True), "needs noise > 0"),
-        (lambda: prior.posterior(y, mask, noise=1.0, weights=True).sample(steps=3), "steps has no"),
+        (lambda: prior.posterior(y, mask, noise=1.0, weights=True).sample(steps=3), "steps = 3 h"),
         (lambda: large.posterior(None, lambda x: x[:1], noise=1.0, weights=True), "up to 64"),
     ):  # fmt: skip
         with pytest.raises(ss.InputError, match=message):
