@@ -47,7 +47,12 @@ def parse_flags(argv: list[str], check: Callable[[list[str]], None]) -> list[str
     except InputError as error:
         errors.fail(str(error))
     except flags.UnrecognizedFlagError as error:
-        hint = nearest(error.flagname, _fields() if "." in error.flagname else FLAGS, "--{}")
+        names = [*FLAGS]
+        if "." in error.flagname:
+            from configs.fields import FIELDS
+
+            names = [f"config.{name}" for name in FIELDS]
+        hint = nearest(error.flagname, names, "--{}")
         errors.fail(f"--{error.flagname} is not a known flag.{hint} --help lists the flags.")
     except flags.Error as error:
         reason = " ".join(str(error).split()).removeprefix("ERROR:: ")
@@ -59,12 +64,6 @@ def parse_flags(argv: list[str], check: Callable[[list[str]], None]) -> list[str
         errors.fail(f"{reason.rstrip('. ?')}. --help lists the flags.")
     signal.signal(signal.SIGPIPE, ignored)  # A training whose terminal is gone continues.
     return [argv[0], *fields]
-
-
-def _fields() -> list[str]:
-    from configs.fields import FIELDS
-
-    return [f"config.{name}" for name in FIELDS]
 
 
 def _split(argv: Sequence[str]) -> tuple[list[str], list[str]]:
