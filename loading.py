@@ -17,8 +17,8 @@ import pretrained
 import sampling
 from api.arguments import checked
 from api.trained import TrainedModel
-from configs import folders
-from configs.default import Config, find_file, find_network, from_json, not_data, reset
+from configs import default, folders
+from configs.default import Config
 from configs.validation import check_domains, validated
 from errors import InputError, advice, brief, naming, printable
 from experiment import Experiment
@@ -55,15 +55,16 @@ def load_config(path: str | Path, given: Collection[str] = ()) -> Config:
         )
     source, content = found
     with naming(source):
-        config = from_json(content)
+        config = default.from_json(content)
         for problem in check_domains(config):
             raise InputError(problem)
         refused = {
             name: value
-            for name, value in not_data(config).items()
+            for name, value in default.not_data(config).items()
             if folder is None or not folders.is_own(folder, name, value)
         }
-        config = from_json(validated(reset(config, refused), num_devices=1).to_dict())
+        config = validated(default.reset(config, refused), num_devices=1)
+        config = default.from_json(config.to_dict())
     shown = [name for name in refused if name not in given]
     if shown:
         values = ", ".join(f"{name} = {SHORT.repr(refused[name])}" for name in shown)
@@ -96,7 +97,7 @@ def load(
 
     The model uses the first device. Raises InputError if something cannot be read or does not fit.
     """
-    workdir = None if workdir is None else find_network(str(workdir))
+    workdir = None if workdir is None else default.find_network(str(workdir))
     if workdir is not None and Path(workdir).suffix in WITH_CONFIG:
         workdir, checkpoint = None, workdir
         config = load_config(checkpoint) if config is None else config
@@ -110,6 +111,7 @@ def load(
             raise InputError(
                 f"{workdir} holds no model: it has neither config.json nor a checkpoint. Pass "
                 "another folder or a network, such as 'digits_vp', or train one by --mode=train."
+                f"{default.nearest_network(workdir)}"
             )
         with advice(OWN_NAMES) if config is None else contextlib.nullcontext():
             found_config = load_config(workdir) if config is None else read_config_file(config)
@@ -134,7 +136,7 @@ def read_config_file(config: str | Path | Config) -> Config:
     """Return a config: an object, or that of a Python file with get_config(), which is executed."""
     if isinstance(config, ml_collections.ConfigDict):
         return config
-    path = find_file(str(config))
+    path = default.find_file(str(config))
     check_regular(path, "config")
     if not path.endswith(".py"):
         raise InputError(f"config = {str(config)!r} must be a Python file (.py) or a config.json.")

@@ -29,7 +29,7 @@ from absl import app, flags, logging
 import score_sde
 from commands import command_line
 from errors import InputError
-from options import choose
+from options import choose, nearest
 
 FLAGS = flags.FLAGS
 PACKAGE = f"{__package__}." if __package__ else ""  # An installed package has all modules in it.
@@ -159,7 +159,7 @@ def check_flags(argv: list[str]) -> None:
             print(text())
             sys.exit(0)
     if argv[1:]:
-        hint = f" Did you mean --mode={argv[1]}?" if argv[1] in COMMANDS else ""
+        hint = nearest(argv[1], COMMANDS, "--mode={}")
         raise InputError(f"unexpected positional arguments: {' '.join(argv[1:])}.{hint}")
     if FLAGS.mode == "sample" and FLAGS.source and FLAGS.workdir is None:
         FLAGS.workdir = "samples"

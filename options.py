@@ -6,10 +6,11 @@ Config fields, keyword arguments of the Python API, checks and documentation fol
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import math
 import re
 import reprlib
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
@@ -35,6 +36,37 @@ GIVEN = "given"
 def listed(names: Collection[str]) -> str:
     """Return the names for a message, without GIVEN, which no user sets."""
     return ", ".join(sorted({*names} - {GIVEN}))
+
+
+def nearest(name: Any, known: Iterable[str], form: str = "{}") -> str:
+    """Return a question for a message: whether one of the `known` names was meant, or ''.
+
+    `form` states how a user writes the name.
+    """
+    if not isinstance(name, str):
+        return ""
+    close = difflib.get_close_matches(name[:100].lower(), {*known} - {GIVEN}, 1, 0.65)
+    return f" Did you mean {form.format(close[0])}?" if close else ""
+
+
+class UnknownOptionError(InputError):
+    """An option that its owner does not have: `given` are its arguments of `unknown_option`."""
+
+    given: tuple[str, Any, str, Collection[str]]
+
+
+def unknown_option(
+    name: str, value: Any, owner: str, known: Collection[str], more: Collection[str] = ()
+) -> UnknownOptionError:
+    """Return the error about an option `name`, in place of which `owner` has those in `known`.
+
+    It asks whether the nearest name was meant, of these and of those in `more`.
+    """
+    own, hint = ", ".join(sorted(known)) or "none", nearest(name, {*known, *more} - {name})
+    problem = f"{name} = {SHORT.repr(value)} has no effect on {owner}"
+    error = UnknownOptionError(f"{problem}; its own options: {own}.{hint}")
+    error.given = name, value, owner, known
+    return error
 
 
 class Domain(Protocol):
@@ -68,10 +100,7 @@ def resolve(options: Options, given: Mapping[str, Any], owner: str) -> dict[str,
     """
     for name, value in given.items():
         if name not in options:
-            known = ", ".join(sorted(options)) or "none"
-            raise InputError(
-                f"{name} = {SHORT.repr(value)} has no effect on {owner}; its own options: {known}."
-            )
+            raise unknown_option(name, value, owner, [*options])
         check(name, value, options[name].domain)
     return {name: plain(given.get(name, option.default)) for name, option in options.items()}
 
@@ -79,7 +108,20 @@ def resolve(options: Options, given: Mapping[str, Any], owner: str) -> dict[str,
 def check(name: str, value: Any, domain: Domain) -> None:
     """Raise InputError unless the value lies in the domain."""
     if not domain.allows(plain(value)):
-        raise InputError(f"{name} = {SHORT.repr(value)} must be {domain.describe()}.")
+        raise InputError(outside(name, value, domain))
+
+
+def outside(name: str, value: Any, domain: Domain) -> str:
+    """Return the message about a value that is not in the domain."""
+    hint = nearest(value, _names(domain))
+    return f"{name} = {SHORT.repr(value)} must be {domain.describe()}.{hint}"
+
+
+def _names(domain: Domain) -> list[str]:
+    """Return the names in the domain."""
+    if isinstance(domain, AnyOf):
+        return [name for each in domain.domains for name in _names(each)]
+    return [*domain.known] if isinstance(domain, Name) else []
 
 
 def choose(table: Mapping[str, Value], name: str, field: str) -> Value:

@@ -13,9 +13,11 @@
 docs/python.md describes every call.
 """
 
+import importlib.abc
 import importlib.metadata
 import re
 import sys
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -55,6 +57,26 @@ __all__ = [
     "operators",
     "train",
 ]
+
+
+class _Modules(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """Makes `score_sde.NAME` the module NAME of a clone, as it is in the installed package."""
+
+    def find_spec(self, fullname: str, path: Any, target: Any = None) -> ModuleSpec | None:
+        return ModuleSpec(fullname, self) if fullname.startswith("score_sde.") else None
+
+    def create_module(self, spec: ModuleSpec) -> Any:
+        module = importlib.import_module(spec.name.removeprefix("score_sde."))
+        spec.loader_state = module.__spec__
+        return module
+
+    def exec_module(self, module: Any) -> None:
+        module.__spec__ = module.__spec__.loader_state  # The import has replaced it.
+
+
+if "__path__" not in globals():
+    __path__: list[str] = []
+    sys.meta_path.insert(0, _Modules())
 
 
 def _version() -> str:

@@ -41,6 +41,8 @@ from options import (
     Integer,
     Real,
     Sequence,
+    UnknownOptionError,
+    unknown_option,
 )
 from solvers.loop import image_keys
 
@@ -172,15 +174,22 @@ def checked(function: F, **own: Domain) -> F:
     The domains, by the names of arguments, are `own` or else those of `DOMAINS`.
     """
     signature = inspect.signature(function)
+    own_options = [*signature.parameters.keys() - {"self", "options"}]
 
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
+        for name in () if "options" in signature.parameters else kwargs.keys() - {*own_options}:
+            owner = function.__qualname__.removesuffix(".__init__")
+            raise unknown_option(name, kwargs[name], owner, own_options)
         bound = signature.bind(*args, **kwargs)
         for name, value in bound.arguments.items():
             domain = own.get(name, DOMAINS.get(name))
             if domain and (value is not None or signature.parameters[name].default is not None):
                 bound.arguments[name] = converted(name, value, domain)
-        return function(*bound.args, **bound.kwargs)
+        try:
+            return function(*bound.args, **bound.kwargs)
+        except UnknownOptionError as error:
+            raise unknown_option(*error.given, own_options) from error
 
     return cast(F, call)
 

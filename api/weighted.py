@@ -17,6 +17,7 @@ from controllable import smc
 from controllable.measurements import Measurement
 from controllable.methods import METHODS, choose_method
 from errors import InputError
+from options import unknown_option
 from sampling import Sampler, Samples
 
 _importance = functools.cache(lambda guide: functools.partial(importance_loop, guide=guide))
@@ -159,14 +160,11 @@ class WeightedPosterior(Posterior):
     ) -> Sampler:
         """Return the sampler of the method; only `steps` can be chosen."""
         method = METHODS[self.method]
-        given = [*(["sampler"] if name is not None else []), *options]
-        if steps and method.steps == 1:
-            given.append("steps")
-        if given:
-            raise InputError(
-                f"method = {self.method!r} is itself a sampler: {', '.join(given)} has no effect. "
-                "Omit it, or choose another method."
-            )
+        fixed = {"sampler": name, "steps": steps if method.steps == 1 else None}
+        for given, value in (fixed | options).items():
+            if value is not None:
+                owner = f"method = {self.method!r}, which is itself a sampler"
+                raise unknown_option(given, value, owner, [] if method.steps == 1 else ["steps"])
         count = 1 if method.steps == 1 else steps or self.prior.defaults.steps or method.steps
         title = f"{self.method!r}, {count} steps"
         return Sampler(

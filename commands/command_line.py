@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import contextlib
 import re
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ from absl import flags
 
 import errors
 from errors import InputError
+from options import nearest
 
 if TYPE_CHECKING:  # These imports take seconds, so that flags are checked before.
     from configs.default import Config
@@ -34,6 +36,7 @@ def parse_flags(argv: list[str], check: Callable[[list[str]], None]) -> list[str
     not allowed; it receives the positional arguments.
     """
     argv = ["--help" if each == "-h" else each for each in argv]
+    ignored = signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # As in `--list | head`.
     try:
         others, fields = _split(FLAGS.read_flags_from_files(argv, force_gnu=False))
         check(FLAGS(others))
@@ -43,6 +46,14 @@ def parse_flags(argv: list[str], check: Callable[[list[str]], None]) -> list[str
         sys.exit(0)
     except InputError as error:
         errors.fail(str(error))
+    except flags.UnrecognizedFlagError as error:
+        names = [*FLAGS]
+        if "." in error.flagname:
+            from configs.fields import FIELDS
+
+            names = [f"config.{name}" for name in FIELDS]
+        hint = nearest(error.flagname, names, "--{}")
+        errors.fail(f"--{error.flagname} is not a known flag.{hint} --help lists the flags.")
     except flags.Error as error:
         reason = " ".join(str(error).split()).removeprefix("ERROR:: ")
         value = WRONG_VALUE.match(reason)
@@ -51,6 +62,7 @@ def parse_flags(argv: list[str], check: Callable[[list[str]], None]) -> list[str
             kind = kinds.get(FLAGS[value["name"]].flag_type(), "another value")
             errors.fail(f"--{value['name']}={value['value']} must be {kind}.")
         errors.fail(f"{reason.rstrip('. ?')}. --help lists the flags.")
+    signal.signal(signal.SIGPIPE, ignored)  # A training whose terminal is gone continues.
     return [argv[0], *fields]
 
 
@@ -77,7 +89,7 @@ def read_config(fields: Sequence[str]) -> tuple[Config, set[str]]:
     of a config.json or such a file names no code and no files. `FLAGS.source` becomes the path of
     a network of zoo/. Raises InputError for a URL, and for what does not exist or is not valid.
     """
-    from configs.default import find_network
+    from configs.default import find_network, nearest_network
     from loading import load_config, read_config_file
     from pretrained import WITH_CONFIG
     from runs import CONFIG
@@ -93,7 +105,7 @@ def read_config(fields: Sequence[str]) -> tuple[Config, set[str]]:
         if config is None and not Path(FLAGS.source).exists():
             raise InputError(
                 f"--source={source} does not exist. It must be a checkpoint file or folder, or a "
-                "network of zoo/, such as digits_vp."
+                f"network of zoo/, such as digits_vp.{nearest_network(source)}"
             )
     states_config = (FLAGS.source or "").endswith(WITH_CONFIG)
     if config is None:

@@ -99,6 +99,7 @@ def _describe_files(folder: Path, size: ImageSize) -> None:
     files = folders.index(folder)
     if len(files.good) < len(files.names):
         print(folders.problems(files, folder, len(files.names)))
+        folders.LISTED.add(folder)
     if not len(files.good):
         raise InputError(f"None of the {len(files.names)} image files under {folder} can be read.")
     found = files.sizes[files.good]

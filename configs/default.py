@@ -5,7 +5,6 @@ In configs, "the paper" is Song et al. (ICLR 2021, arXiv:2011.13456).
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ import ml_collections
 
 from configs.fields import ABSENT, FIELDS, INERT, Field
 from errors import InputError, printable
-from options import SHORT, AnyOf, Entries, Sequence, is_data
+from options import SHORT, AnyOf, Entries, Sequence, is_data, nearest
 
 Config = ml_collections.ConfigDict
 
@@ -102,9 +101,8 @@ def _flat(content: Any) -> dict[str, Any]:
 def unknown_field(name: Any, value: Any) -> str:
     """Return the message about a field that does not exist."""
     name = printable(name)[:100]
-    close = difflib.get_close_matches(name, FIELDS, 1)
-    hint = f"; did you mean {close[0]}?" if close else "; docs/configuration.md lists all."
-    return f"{name} = {SHORT.repr(value)} is not a known field{hint}"
+    hint = nearest(name, FIELDS) or " docs/configuration.md lists all."
+    return f"{name} = {SHORT.repr(value)} is not a known field.{hint}"
 
 
 def not_data(config: Config) -> dict[str, Any]:
@@ -151,9 +149,8 @@ def find_file(path: str) -> str:
     if (ROOT / path).is_file():
         return str(ROOT / path)
     experiments = [str(each.relative_to(ROOT)) for each in (ROOT / "configs").glob("*/**/*.py")]
-    close = difflib.get_close_matches(path, experiments, 3, cutoff=0.8)
-    hint = f"Did you mean {' or '.join(sorted(close))}?" if close else "configs/ has experiments."
-    raise InputError(f"The config file {path} does not exist. {hint}")
+    hint = nearest(path, experiments) or " configs/ has experiments."
+    raise InputError(f"The config file {path} does not exist.{hint}")
 
 
 def find_network(path: str) -> str:
@@ -164,3 +161,8 @@ def find_network(path: str) -> str:
     name = path.removeprefix("zoo/").removesuffix(".safetensors")
     network = ROOT / "zoo" / f"{name}.safetensors"
     return str(network) if network.is_file() and not Path(path).exists() else path
+
+
+def nearest_network(path: str | Path) -> str:
+    """Return `options.nearest` of the networks of zoo/."""
+    return nearest(path, [each.stem for each in ROOT.glob("zoo/*.safetensors")])

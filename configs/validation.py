@@ -16,7 +16,7 @@ from configs.fields import FEATURES, FIELDS, INERT
 from controllable.tasks import TASKS
 from errors import InputError
 from models import NETWORKS, networks_supporting
-from options import SHORT, listed
+from options import SHORT, listed, outside
 from readers.image_sizes import image_shape
 
 MOST_ROUNDS = 10**6  # files of an evaluation
@@ -57,7 +57,7 @@ def check_domains(config: Config) -> Iterator[str]:
         if name not in fields:
             yield unknown_field(name, value)
         elif not fields[name].domain.allows(value):
-            yield f"{name} = {SHORT.repr(value)} must be {fields[name].domain.describe()}."
+            yield outside(name, value, fields[name].domain)
 
 
 def _sentence(config: Config, name: str, text: str) -> str:

@@ -72,8 +72,12 @@ def _sample_round(context: Context, index: int) -> Arrays:
     experiment, config = context.experiment, context.experiment.config.eval
     start = index * config.batch_size
     count = min(config.batch_size, config.num_samples - start)
+    sampling = experiment.config.sampling
+    # One round has one program; the corrector 'langevin' couples the images of a batch.
+    coupled = (sampling.method.lower(), sampling.corrector.lower()) == ("pc", "langevin")
+    size = config.batch_size if coupled or start or count < config.num_samples else count
     began = time.monotonic()
-    drawn = experiment.draw_images(context.model, start, config.batch_size)
+    drawn = experiment.draw_images(context.model, start, size)
     seconds = np.array([time.monotonic() - began])
     arrays = {"samples": drawn.x[:count], "nfe": drawn.nfe[:count], "seconds": seconds}
     classes = np.asarray(experiment.config.guidance.classes, np.int32)

@@ -26,6 +26,7 @@ from readers.preprocessing import Decoded, crop_resize
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 MAX_LISTED = 10  # Unreadable files that a warning lists.
+LISTED: set[Path] = set()  # The folders of which --mode=inspect_data has listed all.
 SPLITS = {"train", "test"}
 
 
@@ -142,7 +143,7 @@ def read(split: str, config: ml_collections.ConfigDict) -> Images:
             "data.dataset = 'folder' requires the folder of the images: --config.data.path=DIR."
         )
     files = index(folder)
-    if len(files.good) < len(files.names) and split == "train":
+    if len(files.good) < len(files.names) and split == "train" and folder not in LISTED:
         logging.warning("%s", problems(files, folder, MAX_LISTED))
     names = files.names[files.good].tolist()
     selected = members(names, split, config.held_out)

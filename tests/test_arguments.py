@@ -115,6 +115,22 @@ def invalid():
         (measured(operator=jnp.sum, method="ddrm"), "'ddrm' cannot use .*: dps, daps, moment"),
         (measured(step=1), "step = 1 has no effect on method = 'moment_matching'"),
         (of_posterior("sample", 1, sampler="deis"), "sampler = 'deis' is not possible"),
+        (measured(method="smcc"), r"weighted_pigdm\. Did you mean smc\?"),
+        # Names that do not exist.
+        *((bad(function, **{name: 3}), rf"{name} = 3 has no effect .*\. Did you mean {nearest}\?")
+          for function, name, nearest in (
+              (prior.sample, "stps", "steps"),
+              (prior.sample, "schedul", "schedule"),
+              (bad(prior.log_prob, np.zeros(2)), "tolerence", "tolerance"),
+              (bad(ss.Prior, SCORE, SDE, (2,)), "suport", "support"),
+              (measured(np.zeros(2)), "methd", "method"),
+              (measured(np.zeros(2), method="smc"), "particels", "particles"),
+              (posterior.sample, "stps", "steps"),
+              (bad(ss.operators.blur, (8, 8)), "sd", "std"),
+              (bad(ss.load, "digits_vp"), "chekpoint", "checkpoint"),
+              (bad(ss.train, np.eye(30, 2)), "batchsize", "batch_size"),
+          )),
+        (bad(ss.load, "digts_vp"), r"by --mode=train\. Did you mean digits_vp\?"),
         (of_posterior("calibrate", 5, 20), "simulations = 5 must be"),
         (lambda: measured()().sample(1), "The posterior has no y"),
         # Operators and SDEs.

@@ -443,6 +443,16 @@ def test_sampling_resumes_after_it_is_killed(tmp_path, monkeypatch):
     assert entry["images_per_second"] == pytest.approx(speeds.max())  # Others may have compiled.
 
 
+@pytest.mark.parametrize(("method", "size"), [("solver", 10), ("pc", 24)])
+def test_one_round_computes_only_its_images(tmp_path, monkeypatch, method, size):
+    """Unless the corrector couples the images of a batch, as that of this config's pc does."""
+    changes = {"sampling.method": method, "sampling.num_steps": 30}
+    experiment = Experiment(config(**{"sampling.corrector": "langevin"} | changes))
+    monkeypatch.setattr(experiment, "draw_images", lambda *arguments: pytest.fail(f"{arguments}"))
+    with pytest.raises(pytest.fail.Exception, match=rf", 0, {size}\)$"):
+        samples_stage.run(Context(experiment, {}, tmp_path))
+
+
 def test_images_depend_on_seed_and_number_alone(experiment, evaluated):
     """They differ between batch sizes and device counts by at most one gray level of 17."""
     params = jax.device_get(evaluated[2][1])

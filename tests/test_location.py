@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import subprocess
 import sys
+
+import pytest
 
 import score_sde as ss
 from configs.default import ROOT, find_file, find_network
@@ -40,6 +43,15 @@ def test_networks_of_the_zoo_are_found_in_any_folder(tmp_path, monkeypatch):
     (tmp_path / "digits_vp").mkdir()  # What the current folder has comes first.
     assert find_network("digits_vp") == "digits_vp"
     refused("digits_vp holds no model", ss.load, "digits_vp")
+
+
+def test_modules_have_the_names_of_the_installed_package():
+    """They are those of the clone, not copies with registries of their own."""
+    found = importlib.import_module("score_sde.configs.default")
+    assert found.find_file is find_file
+    assert (found.__name__, found.__spec__.name) == ("configs.default", "configs.default")
+    with pytest.raises(ModuleNotFoundError, match="no_such"):
+        importlib.import_module("score_sde.no_such")
 
 
 def test_version():

@@ -31,7 +31,7 @@ from experiment import Experiment
 from models import NETWORKS
 from models.adapters import network_of
 from models.building import Params
-from options import COUNT, GIVEN, SHORT, Integer, check, choose, plain
+from options import COUNT, GIVEN, Integer, check, choose, plain, unknown_option
 from runs.training_log import FILE_NAME, Curve, best_snapshot, read_curves
 from sde_lib import SDE, SDES
 from training.events import FIRST, Stream, batch_of, check_same, images_of, is_stream, open_stream
@@ -287,10 +287,7 @@ def _set_options(config: Config, options: dict[str, Any]) -> None:
     known = FIELDS_OF | {field: f"model.{field}" for field in of_model}
     for option, value in options.items():
         if option not in known:
-            raise InputError(
-                f"{option} = {SHORT.repr(value)} has no effect on train with the network {name!r}, "
-                f"whose options are {', '.join(sorted(known))}."
-            )
+            raise unknown_option(option, value, f"train with the network {name!r}", known)
         if option in ("mean", "std"):  # Arrays and numbers are possible, too.
             with user_code(option):
                 value = np.ravel(value).tolist()
