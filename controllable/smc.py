@@ -16,11 +16,13 @@ ratio.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import scipy.special
 from jax import Array
 from jax.scipy.special import logsumexp
 
@@ -194,6 +196,18 @@ def finish(keys: Array, carry: Particles, x: Array, steps: int) -> tuple[Array, 
     finite = jnp.isfinite(found.log_evidence) & jnp.isfinite(x.reshape(batch, -1)).all(1)
     bad_step = jnp.where(finite, 0, jnp.where(carry.bad_step, carry.bad_step, steps))
     return jnp.where(expand(finite, x), x, jnp.nan), found, bad_step
+
+
+def pool(sets: Sequence[Weights], particles: int) -> Weights:
+    """Return what independent sets of as many particles say together, from arrays (B,) of each."""
+    sizes, logs, errors = (np.stack(each).astype(float) for each in zip(*sets))
+    squares = np.square(scipy.special.softmax(logs, 0))  # p(y) is the mean over sets.
+    var = (squares * (np.square(errors) + 1 / particles)).sum(0) - 1 / (len(sets) * particles)
+    return Weights(
+        1 / (len(sets) * (squares / sizes).sum(0)),
+        scipy.special.logsumexp(logs, 0) - math.log(len(sets)),
+        np.sqrt(np.maximum(var, 0)),
+    )
 
 
 def _log_tail(local: Local, batch: int) -> Array:
