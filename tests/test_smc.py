@@ -254,7 +254,7 @@ def test_modes_that_were_lost_are_reported():
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("name", "particles", "tolerance"), [("2-D, 2 modes", 16, 0.025), ("8-D, 4 modes", 64, 0.1)]
+    ("name", "particles", "tolerance"), [("2-D, 2 modes", 32, 0.025), ("8-D, 4 modes", 64, 0.1)]
 )
 def test_sets_of_particles(name, particles, tolerance):
     """One set is not enough for all y; log p(y) is as accurate as stated with the sets it needs."""
