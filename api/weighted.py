@@ -4,25 +4,29 @@ from __future__ import annotations
 
 import functools
 import math
-from typing import Any
+from typing import Any, cast
 
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from api import calibration, execution
-from api.arguments import Seed, check_memory, checked, count_of, warn
+from api.arguments import Seed, check_memory, checked, count_of, key_of, warn
 from api.importance import importance_loop
-from api.posterior import BATCH_SIZE, Posterior
+from api.posterior import BATCH_SIZE, POSTERIOR, Posterior
 from controllable import smc
 from controllable.measurements import Measurement
 from controllable.methods import METHODS, choose_method
 from errors import InputError
 from options import unknown_option
-from sampling import Sampler, Samples
+from sampling import Sampler, Samples, image_keys
 
 _importance = functools.cache(lambda guide: functools.partial(importance_loop, guide=guide))
 """The loop for a guide; the same one for each call, because it identifies compiled programs."""
-FEWEST = 512  # particles for each measurement, by default; 4 times as many for the evidence
+FEWEST = 512  # particles for each measurement, by default
+FINER = 4  # times as many steps for the evidence: those of samples change it by up to 5 %
+MOST_SETS = 32  # of particles for each measurement, to estimate the evidence
+TOLERANCE = 0.05  # nats
 
 
 class WeightedPosterior(Posterior):
@@ -82,6 +86,7 @@ class WeightedPosterior(Posterior):
         *,
         steps: int | None = None,
         batch_size: int = BATCH_SIZE,
+        tolerance: float = TOLERANCE,
         return_error: bool = False,
     ) -> Any:
         """Return log p(y) in nats, of the batch shape of y.
@@ -91,18 +96,39 @@ class WeightedPosterior(Posterior):
         `log_likelihood` defines it up to the constant that it leaves out.
 
         Args:
-          seed, steps, batch_size: those of `sample`.
+          seed, batch_size: those of `sample`.
+          steps: by default, 4 times those of `sample`.
+          tolerance: the standard error in nats to reach. Independent sets of particles are added to
+            a measurement until then, up to 32; in a compiled function there is only one.
           return_error: whether to return also the standard error of log p(y). A mode of the prior
             that no particle found is not part of it.
 
         Raises InputError for an invalid argument, and NotFiniteError if y is impossible.
         """
-        samples = 1 if self._given_particles else FEWEST
-        drawn = self._draw_given(self.make_sampler(steps=steps), samples, seed, batch_size)
-        value, error = (each.reshape(self.batch_shape) for each in drawn.weights[1:])
-        if not execution.is_traced(drawn.weights):
-            self._judge(drawn.weights, samples)
+        found = self.weigh(seed, steps, batch_size, tolerance)
+        if not execution.is_traced(found):
+            self._judge(found, 1)
+        value, error = (each.reshape(self.batch_shape) for each in found[1:])
         return (value, error) if return_error else value
+
+    def weigh(self, seed: Seed, steps: int | None, size: int, tolerance: float) -> smc.Weights:
+        """Return what all sets of particles of `log_evidence` say; `size` is its batch_size."""
+        sampler, given = self.make_sampler(steps=steps), cast(Array, self.y)
+        if steps is None and sampler.steps != 1:
+            sampler = self.make_sampler(steps=FINER * (sampler.steps or 1))
+        first = self._draw_given(sampler, 1, seed, size).weights
+        if execution.is_traced(first):
+            return first
+        found, pool = [], functools.partial(smc.pool, particles=self._particles(1))
+        for i in range(len(given)):
+            sets = [smc.Weights(*(each[i : i + 1] for each in first))]
+            row = {"y": given[i : i + 1], "first_y": i, "first": i, "batch_size": size}
+            while len(sets) < MOST_SETS and pool(sets).log_evidence_error > tolerance:
+                numbers = POSTERIOR + np.arange(len(sets), 2 * len(sets))
+                keys = image_keys(key_of(seed), numbers)
+                sets += [self.draw(sampler, 1, key, **row).weights for key in keys]
+            found.append(pool(sets))
+        return smc.Weights(*map(jnp.concatenate, zip(*found)))
 
     def _judge(self, weights: smc.Weights, samples: int) -> calibration.Info:
         """Return the verdict on weights, and warn if they are too uneven."""

@@ -16,11 +16,13 @@ ratio.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import scipy.special
 from jax import Array
 from jax.scipy.special import logsumexp
 
@@ -46,7 +48,8 @@ class Weights(NamedTuple):
         count as one, since they are correlated.
       log_evidence: log p(y) in nats.
       log_evidence_error: its standard error, from the weights of the descendants of each of the
-        first particles (Chan & Lai 2013); about 1 if all descend from one.
+        first particles (Chan & Lai 2013). The largest counts twice, since of rare ones with large
+        weights there may be none. About 1.4 if all descend from one.
     """
 
     effective_size: Array
@@ -182,10 +185,11 @@ def finish(keys: Array, carry: Particles, x: Array, steps: int) -> tuple[Array, 
     weights = jax.nn.softmax(carry.log_weights)
     log_mean = logsumexp(carry.log_weights, axis=1) - math.log(count)
     of_family = jax.vmap(lambda i, w: jnp.zeros(count).at[i].add(w))(carry.family, weights)
+    excess = jnp.square(of_family - 1 / count)
     found = Weights(
         jnp.minimum(carry.effective_size, 1 / (count * jnp.square(of_family).sum(1))),
         carry.log_mean + log_mean,
-        jnp.sqrt(jnp.square(of_family - 1 / count).sum(1)),
+        jnp.sqrt(excess.sum(1) + excess.max(1)),
     )
     chosen = _systematic(keys, carry.log_weights)
     first = jax.vmap(lambda key: jax.random.randint(key, (1,), 0, count))(keys)
@@ -194,6 +198,18 @@ def finish(keys: Array, carry: Particles, x: Array, steps: int) -> tuple[Array, 
     finite = jnp.isfinite(found.log_evidence) & jnp.isfinite(x.reshape(batch, -1)).all(1)
     bad_step = jnp.where(finite, 0, jnp.where(carry.bad_step, carry.bad_step, steps))
     return jnp.where(expand(finite, x), x, jnp.nan), found, bad_step
+
+
+def pool(sets: Sequence[Weights], particles: int) -> Weights:
+    """Return what independent sets of as many particles say together, from arrays (B,) of each."""
+    sizes, logs, errors = (np.stack(each).astype(float) for each in zip(*sets))
+    squares = np.square(scipy.special.softmax(logs, 0))  # p(y) is the mean over sets.
+    var = (squares * (np.square(errors) + 1 / particles)).sum(0) - 1 / (len(sets) * particles)
+    return Weights(
+        1 / (len(sets) * (squares / sizes).sum(0)),
+        scipy.special.logsumexp(logs, 0) - math.log(len(sets)),
+        np.sqrt(np.maximum(var, 0)),
+    )
 
 
 def _log_tail(local: Local, batch: int) -> Array:

@@ -14,6 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from api.posterior import BATCH_SIZE
+from api.weighted import TOLERANCE, WeightedPosterior
 from controllable.methods import METHODS
 from controllable.operators import Operator
 from score_sde import Prior, TrainedModel, operators
@@ -21,6 +23,7 @@ from sde_lib import SDE
 from studies.posterior_cases import CALLS, Problem
 
 DEFAULT = "default"  # of `Prior.posterior`
+EVIDENCE = "log_evidence"  # of the default, with exact draws as its samples
 
 
 @functools.partial(
@@ -112,6 +115,9 @@ def draw(
         method=method if own else None,
         **chosen,
     )
+    if method == EVIDENCE and isinstance(posterior, WeightedPosterior):
+        weights = posterior.weigh(0, None, BATCH_SIZE, TOLERANCE)
+        return problem.exact[:, :count], _judge(problem, weights)
     jax.effects_barrier()
     CALLS.clear()
     sampler = posterior.make_sampler(None, None if is_weighted else steps)

@@ -25,6 +25,7 @@ from studies.posterior_priors import Mixture, random_modes
 
 CASES = 50
 AGAIN = 2, 23, 29, 34  # beyond the margins with fewer samples; they are measured with more
+UNEVEN, NEW = (2, 41), range(CASES, CASES + 25)  # whose log p(y) is measured by `log_evidence`
 SDES = VESDE(), VPSDE(), SubVPSDE(), EDMSDE(), RectifiedFlow()
 FUNCTIONS: dict[str, Callable[[Any], Any]] = {
     "abs(z)": abs,
@@ -123,12 +124,18 @@ def unseen_table(exact: Sequence[Record], found: Sequence[Record]) -> list[str]:
         *("log p(y) within the margin", "effective size, median (smallest)"),
     )
     excess = [max((a[k] - b[k]) / MARGINS[k] for k in MARGINS) for a, b in zip(found, exact)]
-    sizes, gaps = (np.array([each[name] for each in found]) for name in ("sizes", "gaps"))
-    trusted, right = sizes >= LEAST_SIZE, np.abs(gaps) <= LARGEST_GAP
+    sizes = np.array([each["sizes"] for each in found])
     for kind in (*KINDS, "all"):
         chosen = np.array([kind in (settings(i)[0], "all") for i in range(len(found))])
-        close = f"{(right & trusted)[chosen].sum()} of {trusted[chosen].sum()}"
+        close = within([each for each, is_chosen in zip(found, chosen) if is_chosen])
         size = f"{np.median(sizes[chosen]):.0f} % ({sizes[chosen].min():.1f} %)"
         good = (np.array(excess)[chosen] <= 1).sum()
         lines.append(row(kind, f"{chosen.sum()}", f"{good}", close, size))
     return lines
+
+
+def within(found: Sequence[Record]) -> str:
+    """Return in how many of the measurements with enough particles log p(y) is right."""
+    sizes, gaps = (np.array([each[name] for each in found]) for name in ("sizes", "gaps"))
+    trusted, right = sizes >= LEAST_SIZE, np.abs(gaps) <= LARGEST_GAP
+    return f"{(right & trusted).sum()} of {trusted.sum()}"

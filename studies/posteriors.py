@@ -38,7 +38,7 @@ from studies.posterior_cases import (
     signal_problem,
 )
 from studies.posterior_galaxies import GALAXIES, galaxies_problem
-from studies.posterior_unseen import AGAIN, CASES, unseen_problem, unseen_table
+from studies.posterior_unseen import AGAIN, CASES, NEW, UNEVEN, unseen_problem, unseen_table, within
 
 OPTIONS = {"names": [], "records": ".cache/posteriors.jsonl", "write": False}
 OWN, EXACT, SMC = "this code", "exact", "this code: `smc`"
@@ -144,6 +144,10 @@ KINDS = {
         {f"unseen {i}": functools.partial(unseen_problem, i) for i in range(CASES)},
         *([DRAWS, DEFAULT], 4, 252),
     ),
+    "evidence": Kind(
+        {f"case {i}": functools.partial(unseen_problem, i) for i in (*UNEVEN, *NEW)},
+        *([Contestant(OWN, posterior_own.EVIDENCE)], 4, 252),
+    ),
     "again": Kind(
         {f"case {i}": functools.partial(unseen_problem, i, draws=8192) for i in AGAIN},
         *([DRAWS, DEFAULT], 4, 1512, OF_MODES),
@@ -208,13 +212,16 @@ def evidence_table(found: Mapping[str, Record]) -> list[str]:
         "effective size, median (smallest)",
     )
     form = row("{}", "{log_rms:.3f} ({log_largest:.2f})", "{stated:.3f}", EFFECTIVE)
-    return [*lines, *(form.format(name, **found[name]) for name in MIXTURES)]
+    return [*lines, *(form.format(name, **found[name]) for name in found)]
 
 
 def tables(kind: str, found: Results) -> list[str]:
     """Return the tables of a kind of problems."""
     if kind == "unseen":
         return unseen_table(*(list(each.values()) for each in found.values()))
+    if kind == "evidence":
+        (cases,) = found.values()
+        return [*evidence_table(cases), "", f"In all: {within([*cases.values()])}."]
     lines = table(found, {name: name for name in KINDS[kind].problems}, KINDS[kind].cell)
     if kind == "mixtures":
         return lines + (evidence_table(found[SMC]) if SMC in found else [])

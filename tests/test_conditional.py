@@ -1,6 +1,7 @@
 """Conditions: classes, vectors and images, from data to samples, densities and guidance."""
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +15,7 @@ import evaluation
 import pretrained
 import score_sde as ss
 import training
+from api import weighted
 from api.conditional import ConditionalPrior, NetworkScore
 from commands import calibration, latents, restoration, samples
 from controllable import guidance, operators
@@ -77,7 +79,7 @@ def test_samples_and_densities():
     [{"method": "moment_matching"}, {"method": "smc"}]
     + [pytest.param({"weights": True}, marks=pytest.mark.slow)],
 )
-def test_posteriors(method):
+def test_posteriors(method, monkeypatch):
     """A measurement of the first entry narrows it, around the mean that the condition gives."""
     y, noise = np.array([[0.3], [-1.0], [0.0], [2.0]], np.float32), 0.5
     observe = operators.dense((2,), np.array([[1.0, 0.0]], np.float32))
@@ -87,6 +89,11 @@ def test_posteriors(method):
     mean[:, 0] = (mean[:, 0] + y[:, 0]) / 2  # Both have the variance 1/4.
     np.testing.assert_allclose(x.mean(0), mean, atol=0.15)
     np.testing.assert_allclose(x.std(0), [[np.sqrt(1 / 8), STD]] * 4, atol=0.1)
+    if method == {"method": "smc"}:  # Also the second set of each measurement has its condition.
+        monkeypatch.setattr(weighted, "MOST_SETS", 2)
+        exact = scipy.stats.norm.logpdf(y[:, 0], (C @ MAP)[:, 0], math.hypot(STD, noise))
+        logp = found.log_evidence(steps=3, tolerance=1e-6)
+        np.testing.assert_allclose(logp, exact, atol=0.02)
 
 
 @pytest.mark.slow
