@@ -25,7 +25,14 @@ from options import choose
 from sde_lib import VPSDE, Score
 from solvers import density
 from studies import common
-from studies.likelihood import REFERENCE_TOLERANCE, Problem, mixture_problem, official, zoo_problem
+from studies.likelihood import (
+    LEVELS_REFERENCE,
+    REFERENCE_TOLERANCE,
+    Problem,
+    mixture_problem,
+    official,
+    zoo_problem,
+)
 from studies.posterior_cases import CALLS
 from studies.posterior_torch import differentiable, load
 
@@ -129,13 +136,12 @@ def solved(problem: Problem) -> tuple[dict[str, Problem], dict[str, float]]:
         return dict.fromkeys(("Rademacher", "Gaussian", "Walsh"), problem), {}
     keys, shape = jax.random.split(jax.random.key(2), len(problem.x)), problem.x.shape
     normal = problem._replace(probes=draw_probes(keys, shape, "Gaussian", DRAWS))
-    given, spreads = {"Rademacher": drawn(problem), "Gaussian": normal, "Walsh": problem}, {}
-    for kind, each in given.items():
-        truth = each.solver(tolerance=REFERENCE_TOLERANCE)()
-        given[kind] = each._replace(logp=truth.logp)
-        if each.probes.shape[1] > 1:
-            spreads[kind] = spread(each, truth.per_probe)
-    return given, spreads | {"Rademacher": spreads["Walsh"]}  # Signs are the same at all levels.
+    one = drawn(problem)
+    one = one._replace(logp=one.solver(tolerance=REFERENCE_TOLERANCE)().logp)
+    signs, lengths = (each.solver(tolerance=LEVELS_REFERENCE)() for each in (problem, normal))
+    given = {"Rademacher": one, "Gaussian": one, "Walsh": problem._replace(logp=signs.logp)}
+    found = {"Rademacher": signs, "Gaussian": lengths}
+    return given, {kind: spread(problem, each.per_probe) for kind, each in found.items()}
 
 
 def peers(options: argparse.Namespace) -> list[str]:
