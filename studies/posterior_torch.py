@@ -49,12 +49,21 @@ def make_denoiser(problem: Problem) -> Callable[[Tensor, Tensor, Tensor], Tensor
         mean = u + level**2 * score(arrays, u, jnp.broadcast_to(level, (len(u), 1)))
         return jnp.clip(mean, *problem.support) if problem.support else mean
 
+    evaluate = differentiable(denoise)
+    return lambda x, alpha, std: evaluate(x / alpha, float(std / alpha))
+
+
+def differentiable(compute: Callable[[jax.Array, jax.Array], jax.Array]) -> Any:
+    """Return a function of JAX as one of tensors (B, 1, D) and a level, with its gradient.
+
+    CALLS counts its evaluations and gradients.
+    """
+
     def pull_back(gradient: jax.Array, u: jax.Array, level: jax.Array) -> jax.Array:
-        return jax.vjp(lambda u: denoise(u, level), u)[1](gradient)[0]
+        return jax.vjp(lambda u: compute(u, level), u)[1](gradient)[0]
 
     differentiate = _function("gradients", jax.jit(pull_back))
-    evaluate = _function("evaluations", jax.jit(denoise), differentiate)
-    return lambda x, alpha, std: evaluate(x / alpha, float(std / alpha))
+    return _function("evaluations", jax.jit(compute), differentiate)
 
 
 def _function(name: str, compute: Callable[..., jax.Array], gradient: Any = None) -> Any:
