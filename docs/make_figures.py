@@ -30,7 +30,6 @@ from sde_lib import Score
 from tests.mixture import Mixture
 
 FOLDER = Path(__file__).parent / "figures"
-ZOO = Path(__file__).parents[1] / "zoo"
 STYLE: dict[Any, Any] = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}
 STYLE |= {"figure.dpi": 110, "figure.constrained_layout.use": True}
 COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7")
@@ -40,7 +39,7 @@ MIXTURE = Mixture(jnp.array([[-1.2, -0.6], [1.2, -0.6], [0.0, 1.2]]), jnp.array(
 
 def process(network: str = "emoji_vp", steps: int = 500, columns: int = 9) -> Figure:
     """Held-out images as the forward SDE noises them, and samples on the way from noise to data."""
-    model = ss.load(ZOO / f"{network}.safetensors")
+    model = ss.load(f"zoo/{network}.safetensors")
     chain = model.sde.discretize(steps)
     shown = solvers.frame_indices(np.asarray(model.sde.noise_to_signal(chain.t)), columns)
     times = np.asarray(chain.t)[shown[::-1]]
@@ -115,7 +114,7 @@ def samplers(
     network: str = "fashion_vp", evaluations: Sequence[int] = (5, 10, 20, 50, 200), count: int = 4
 ) -> Figure:
     """Samples from the same noise, by sampler (rows) and evaluations of the network (columns)."""
-    model = ss.load(ZOO / f"{network}.safetensors")
+    model = ss.load(f"zoo/{network}.safetensors")
 
     def draw(options: dict[str, Any], nfe: int) -> np.ndarray:
         steps = nfe // 2 if options.get("corrector", "none") != "none" else nfe
@@ -133,7 +132,7 @@ def samplers(
 
 def bits_by_level(network: str = "digits_vp", count: int = 359, levels: int = 48) -> Figure:
     """What the noise levels contribute to the bound of bits/dim of held-out images."""
-    model = ss.load(ZOO / f"{network}.safetensors")
+    model = ss.load(f"zoo/{network}.safetensors")
     log_scale, sde = model.scaler.log_scale, model.sde
     held_out = datasets.load(model.config.data, "test")
     x = model.from_images(held_out.batch(np.arange(count)).pixels, seed=0)

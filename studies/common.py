@@ -108,14 +108,9 @@ def train(config: Config, folder: Path) -> Path:
     return workdir
 
 
-def zoo(name: str) -> Path:
-    """Return the file of a network of zoo/, such as "emoji_vp"."""
-    return ROOT / "zoo" / f"{name}.safetensors"
-
-
 @functools.cache
-def load(path: Path, checkpoint: int | None = None) -> TrainedModel:
-    """Load a workdir or a file of zoo/.
+def load(path: Path | str, checkpoint: int | None = None) -> TrainedModel:
+    """Load a workdir or a network of zoo/, such as "zoo/digits_vp.safetensors".
 
     Models whose configs differ in the seed only share their compiled programs: parameters are an
     argument of their score.

@@ -47,7 +47,7 @@ SCHEDULERS = {"dpm++_2m": "DPMSolverMultistepScheduler", "unipc_2": "UniPCMultis
 def network(name: str, folder: Path) -> TrainedModel:
     """Return a network, which is trained if it is not in zoo/."""
     if name in ZOO:
-        return common.load(common.zoo(ZOO[name]))
+        return common.load(f"zoo/{ZOO[name]}.safetensors")
     config = importlib.import_module(f"configs.{TRAINED[name]}").get_config()
     config.training.update(n_iters=TRAINING_STEPS, snapshot_sampling=False)
     config.training.update(snapshot_freq=400, snapshot_freq_for_preemption=400, eval_freq=400)

@@ -100,7 +100,7 @@ def zoo_problem(name: str, count: int) -> Problem:
     Rademacher probe with each row of signs. At any fixed level they are the same ones in another
     order, so that their mean has the error of the solver only.
     """
-    model = common.load(common.zoo(name))
+    model = common.load(f"zoo/{name}.safetensors")
     if name.startswith("digits"):
         pixels = common.images(model, "test").pixels[:count]
     else:

@@ -290,7 +290,7 @@ def test_quantiles_of_a_mixture():
 @pytest.mark.slow
 def test_digits_are_recognized_and_their_floor_is_small():
     """The classifier of clean digits, and the distance of training digits to held-out ones."""
-    model = common.load(common.zoo("digits_vp"))
+    model = common.load("zoo/digits_vp.safetensors")
     train, test = (common.images(model, split) for split in ("train", "test"))
     images = model.to_images(model.from_images(test.pixels))
     assert (distances.classes(images) == np.asarray(test.labels)).mean() > 0.9
@@ -427,7 +427,7 @@ def test_quality_of_reconstructions():
 @pytest.mark.slow
 def test_floor_of_the_digits():
     """A thousand training digits are 0.066 away from the held-out ones, by another computation."""
-    rows = read_table("\n".join(floors.floors(common.load(common.zoo("digits_vp")))), "samples")
+    rows = read_table("\n".join(floors.floors(common.load("zoo/digits_vp.safetensors"))), "samples")
     assert [row["samples"] for row in rows] == ["1000", "5000"]
     first, second = (float(row["floor"].split()[0]) for row in rows)
     assert first == pytest.approx(0.0664, abs=0.005)
