@@ -24,7 +24,7 @@ from sampling import Sampler, Samples, image_keys
 _importance = functools.cache(lambda guide: functools.partial(importance_loop, guide=guide))
 """The loop for a guide; the same one for each call, because it identifies compiled programs."""
 FEWEST = 512  # particles for each measurement, by default
-FINER = 4  # times as many steps for the evidence: those of samples change it by up to 5 %
+FINER = 4  # times as many steps for the evidence; those of samples shift it by up to 4 %
 MOST_SETS = 32  # of particles for each measurement, to estimate the evidence
 TOLERANCE = 0.05  # nats
 
@@ -96,8 +96,7 @@ class WeightedPosterior(Posterior):
         `log_likelihood` defines it up to the constant that it leaves out.
 
         Args:
-          seed, batch_size: those of `sample`.
-          steps: by default, 4 times those of `sample`.
+          seed, steps, batch_size: those of `sample`, but 4 times as many steps by default.
           tolerance: the standard error in nats to reach. Independent sets of particles are added to
             a measurement until then, up to 32; in a compiled function there is only one.
           return_error: whether to return also the standard error of log p(y). A mode of the prior
@@ -124,8 +123,7 @@ class WeightedPosterior(Posterior):
             sets = [smc.Weights(*(each[i : i + 1] for each in first))]
             row = {"y": given[i : i + 1], "first_y": i, "first": i, "batch_size": size}
             while len(sets) < MOST_SETS and pool(sets).log_evidence_error > tolerance:
-                numbers = POSTERIOR + np.arange(len(sets), 2 * len(sets))
-                keys = image_keys(key_of(seed), numbers)
+                keys = image_keys(key_of(seed), POSTERIOR + np.arange(len(sets), 2 * len(sets)))
                 sets += [self.draw(sampler, 1, key, **row).weights for key in keys]
             found.append(pool(sets))
         return smc.Weights(*map(jnp.concatenate, zip(*found)))

@@ -93,16 +93,6 @@ GAUSSIANS = [
 ]
 
 
-def rounding(sde, a, gram, residual):
-    """Return by how much log p(y) may change, to first order, if dD/du is rounded at time T.
-
-    C = level^2 dD/du has errors of level^2 / 2^24; later steps, at smaller levels, correct them.
-    """
-    pull = a.T @ np.linalg.solve(gram, residual)
-    change = np.trace(np.linalg.solve(gram, a @ a.T)) + pull @ pull
-    return 0.5 * change * noise_levels(sde, "log_snr", 1)[0] ** 2 / 2**24
-
-
 @pytest.mark.parametrize(("sde", "name", "noise", "steps"), GAUSSIANS)
 def test_gaussian_priors(sde, name, noise, steps):
     """Weights are constant, so that log p(y) is exact; samples are independent."""
@@ -117,8 +107,11 @@ def test_gaussian_priors(sde, name, noise, steps):
     gram = a @ covariance @ a.T + noise**2 * np.eye(len(a))
     exact = -0.5 * residual @ np.linalg.solve(gram, residual)
     exact -= 0.5 * np.linalg.slogdet(2 * np.pi * gram)[1]
-    margin = 0.01 + (rounding(sde, a, gram, residual) if steps < 3 else 0)
-    assert info.log_evidence == pytest.approx(exact, abs=margin)
+    # To first order, if dD/du is rounded at time T: C = level^2 dD/du. Further steps correct it.
+    change = np.trace(np.linalg.solve(gram, a @ a.T))
+    change += np.square(a.T @ np.linalg.solve(gram, residual)).sum()
+    rounding = 0.5 * change * noise_levels(sde, "log_snr", 1)[0] ** 2 / 2**24
+    assert info.log_evidence == pytest.approx(exact, abs=0.01 + (steps < 3) * rounding)
     errors = gaussian_posterior.errors(
         np.asarray(x, np.float64).reshape(-1, SIZE), covariance, operator, y, noise
     )
@@ -253,27 +246,22 @@ def test_modes_that_were_lost_are_reported():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("name", "particles", "tolerance"), [("2-D, 2 modes", 32, 0.025), ("8-D, 4 modes", 64, 0.1)]
-)
-def test_sets_of_particles(name, particles, tolerance):
+def test_sets_of_particles():
     """One set is not enough for all y; log p(y) is as accurate as stated with the sets it needs."""
-    mixture, a, noise = CASES[name]
     rng, z = np.random.default_rng(1), []
-    y = mixture.draw(rng, 4) @ a.T
-    y = y + noise * rng.normal(size=y.shape)
-    exact = np.array([mixture.posterior(a, each, noise)[1] for each in y])
-    operator = ss.operators.dense(mixture.means.shape[1:], a)
-    posterior = prior_of(mixture, VP).posterior(y, operator, noise=noise, particles=particles)
-    find = functools.partial(posterior.log_evidence, steps=60, return_error=True)
-    for seed in range(4):
-        one, one_error = find(seed, tolerance=1e3)
-        value, error = find(seed, tolerance=tolerance)
-        assert (one_error > tolerance).any()
-        assert (error <= tolerance).all()
-        known = one_error <= tolerance
-        np.testing.assert_array_equal(value[known], one[known])
-        z.append((value - exact) / error)
+    for name, particles, tolerance in (("2-D, 2 modes", 32, 0.025), ("8-D, 4 modes", 64, 0.1)):
+        mixture, a, noise = CASES[name]
+        y = mixture.draw(rng, 4) @ a.T + noise * rng.normal(size=(4, len(a)))
+        exact = np.array([mixture.posterior(a, each, noise)[1] for each in y])
+        given = {"operator": ss.operators.dense(mixture.means.shape[1:], a), "noise": noise}
+        posterior = prior_of(mixture, VP).posterior(y, **given, particles=particles)
+        find = functools.partial(posterior.log_evidence, steps=60, return_error=True)
+        for seed in range(4):
+            one, one_error = find(seed, tolerance=99)
+            value, error = find(seed, tolerance=tolerance)
+            assert one_error.max() > tolerance >= error.max()
+            np.testing.assert_array_equal(value == one, one_error <= tolerance)
+            z.append((value - exact) / error)
     assert 0.5 < np.sqrt(np.mean(np.square(z))) < 1.5
 
 
@@ -285,7 +273,7 @@ def test_one_set_is_enough():
     value, error = posterior.log_evidence(return_error=True)
     assert value == posterior.log_evidence(steps=240, tolerance=1e3)
     assert error < 0.005
-    compiled = jax.jit(lambda key: posterior.log_evidence(key, tolerance=1e-8))(jax.random.key(0))
+    compiled = jax.jit(posterior.log_evidence)(jax.random.key(0))
     assert compiled == pytest.approx(float(value), abs=1e-4)
 
 
