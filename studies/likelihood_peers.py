@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import itertools
 import math
 from typing import Any
 
@@ -20,7 +21,6 @@ import numpy as np
 from jax import Array, lax
 
 from benchmarks.tables import header, row
-from likelihood import draw_probes
 from options import choose
 from sde_lib import VPSDE, Score
 from solvers import density
@@ -41,12 +41,12 @@ NETWORK = "digits_vp"
 LEVELS = 16  # fixed ones
 DRAWS = 16  # of the probes of an image
 SEED = 0  # of PyTorch
-Found = tuple[Any, Any]  # log p (B,) or by probe (B, k), and evaluations
+Found = tuple[Any, Any]  # log p (B,) and evaluations
 
 
 def ours(problem: Problem, steps: int | None) -> Found:
     found = problem.solver(steps=steps)()
-    return found.per_probe, found.nfe
+    return found.logp, found.nfe
 
 
 def tsit5(problem: Problem, steps: int | None) -> Found:
@@ -125,42 +125,27 @@ METHODS = {
 """The kind of probes, the method and its options, by name."""
 
 
-def spread(problem: Problem, logp: Array) -> float:
-    """Return the standard deviation of bits/dim over the probes of an image, from log p (B, k)."""
-    return float(np.std(logp, axis=1, ddof=1).mean()) / (problem.x[0].size * math.log(2))
-
-
-def solved(problem: Problem) -> tuple[dict[str, Problem], dict[str, float]]:
-    """Return a problem with each kind of probes and log p with these, and spreads of a probe."""
-    if problem.logp is not None:
-        return dict.fromkeys(("Rademacher", "Gaussian", "Walsh"), problem), {}
-    keys, shape = jax.random.split(jax.random.key(2), len(problem.x)), problem.x.shape
-    normal = problem._replace(probes=draw_probes(keys, shape, "Gaussian", DRAWS))
-    one = drawn(problem)
-    one = one._replace(logp=one.solver(tolerance=REFERENCE_TOLERANCE)().logp)
-    signs, lengths = (each.solver(tolerance=LEVELS_REFERENCE)() for each in (problem, normal))
-    given = {"Rademacher": one, "Gaussian": one, "Walsh": problem._replace(logp=signs.logp)}
-    found = {"Rademacher": signs, "Gaussian": lengths}
-    return given, {kind: spread(problem, each.per_probe) for kind, each in found.items()}
-
-
 def peers(options: argparse.Namespace) -> list[str]:
-    """Return a row for each method, of a mixture with known density and of a network."""
-    lines = header("Scores", "method", "evaluations", "error", "largest", "spread of a probe")
-    for problem in (mixture_problem(VPSDE(), options.images), zoo_problem(NETWORK, options.images)):
-        given, spreads = solved(problem)
+    """Return a row for each method, of a mixture with known density and of a network.
+
+    Errors of the network's are those with the same probes: with those of `zoo_problem` for levels
+    whose signs differ, and else with the one that flow_matching draws.
+    """
+    lines = header("Scores", "method", "probe", "evaluations", "error", "largest")
+    mixture, walsh = mixture_problem(VPSDE(), options.images), zoo_problem(NETWORK, options.images)
+    one = drawn(walsh)
+    one = one._replace(logp=one.solver(tolerance=REFERENCE_TOLERANCE)().logp)
+    walsh = walsh._replace(logp=walsh.solver(tolerance=LEVELS_REFERENCE)().logp)
+    for single, several in ((one, walsh), (mixture, mixture)):
         for name, (kind, solve, *way) in METHODS.items():
             if solve is flow_matching and importlib.util.find_spec("flow_matching") is None:
                 print("flow_matching is not installed: a row is left out.")
                 continue
-            logp, nfe = solve(given[kind], *way)
-            if kind == "Walsh" and spreads:
-                spreads[kind] = spread(problem, logp)
-            found = np.reshape(logp, (len(problem.x), -1)).mean(1)
-            error = np.abs(found - given[kind].logp) / (problem.x[0].size * math.log(2))
+            problem = several if kind == "Walsh" else single
+            logp, nfe = solve(problem, *way)
+            error = np.abs(logp - problem.logp) / (problem.x[0].size * math.log(2))
             cells = [f"{np.mean(nfe):.0f}", f"{error.mean():.1e}", f"{error.max():.1e}"]
-            cells.append(f"{spreads[kind]:.3f}" if spreads else "")
-            lines.append(row(problem.name, name, *cells))
+            lines.append(row(problem.name, name, kind, *cells))
             print(lines[-1], flush=True)
     return lines
 
@@ -227,26 +212,23 @@ def gaussian_score(problem: Problem) -> Score:
 def traces(options: argparse.Namespace) -> list[str]:
     """Return a row for each estimate of the trace of the network's Jacobians."""
     problem, rng = zoo_problem(NETWORK, options.images), np.random.default_rng(0)
-    size = problem.x[0].size
     full, known = jacobians(problem, gaussian_score(problem))
     walsh = density.signs(LEVELS, problem.x.shape[1:]).reshape(LEVELS, -1, 1)
+    sides = np.ones_like(walsh), walsh
     lines, first = header("Estimate", "signs", "products", "spread", "ratio"), 0.0
-    for name, matrices, estimate, count, products in (
+    cases = [
         ("Rademacher", full, hutchinson, 1, 1),
-        ("Rademacher less a Gaussian", full - known, hutchinson, 1, 1),
+        ("Rademacher less a Gaussian's score", full - known, hutchinson, 1, 1),
         ("Hutch++", full, hutch_pp, 2, 3),
         ("Hutch++", full, hutch_pp, 8, 12),
-    ):
-        for signs in (np.ones_like(walsh), walsh):
-            draws = [
-                [estimate(each, signs * rng.choice([-1, 1], (size, count))) for _ in range(DRAWS)]
-                for each in matrices
-            ]
-            found = np.std(draws, axis=1, ddof=1).mean()
-            first = first or found
-            ratio = first / found / math.sqrt(products)
-            cells = ["Walsh" if signs is walsh else "shared", str(products), f"{found:.4f}"]
-            lines.append(row(name, *cells, f"{ratio:.1f}"))
+    ]
+    for (name, matrices, estimate, count, products), signs in itertools.product(cases, sides):
+        draws = rng.choice([-1, 1], (DRAWS, walsh.shape[1], count))
+        values = [[estimate(each, signs * draw) for draw in draws] for each in matrices]
+        found = np.std(values, axis=1, ddof=1).mean()
+        first = first or found
+        cells = ["Walsh" if signs is walsh else "shared", str(products), f"{found:.4f}"]
+        lines.append(row(name, *cells, f"{first / found / math.sqrt(products):.1f}"))
     return lines
 
 
