@@ -11,9 +11,11 @@ import functools
 import importlib.util
 import math
 import os
+import re
 import signal
 import threading
 from collections.abc import Sequence
+from pathlib import Path
 from types import FrameType
 from typing import Any, TypeVar
 
@@ -237,3 +239,29 @@ class Preemption:
         if waits:
             jax.block_until_ready(self._agreed)
         return previous is not None and bool(previous)
+
+
+WORKSPACE = 8  # arrays like a batch that algorithms need at least, beside those of a network
+
+
+def check_memory(entries: int, what: str) -> None:
+    """Raise InputError if arrays with so many float32 numbers do not fit the free memory."""
+    needed, free = 4 * WORKSPACE * entries, _free_bytes()
+    if needed > free:
+        raise InputError(
+            f"{what} needs {needed / 1e9:.3g} GB of memory or more, but {free / 1e9:.3g} GB are "
+            "free. Lower the number or the size of the events, or batch_size."
+        )
+
+
+def _free_bytes() -> float:
+    """Return the free memory of the host, or the memory of the device if that is less."""
+    limits = [(jax.local_devices()[0].memory_stats() or {}).get("bytes_limit", math.inf)]
+    for path, pattern, unit in (
+        ("/proc/meminfo", r"MemAvailable: *(\d+)", 1024),
+        ("/sys/fs/cgroup/memory.max", r"(\d+)", 1),
+    ):
+        with contextlib.suppress(OSError):
+            found = re.search(pattern, Path(path).read_text())
+            limits += [unit * int(found[1])] if found else []
+    return min(limits)

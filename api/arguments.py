@@ -12,7 +12,6 @@ import functools
 import inspect
 import math
 import os
-import re
 import sys
 import traceback
 import warnings
@@ -44,6 +43,7 @@ from options import (
     UnknownOptionError,
     unknown_option,
 )
+from sharding import check_memory
 from solvers.loop import image_keys
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -330,29 +330,3 @@ class Guarded:
                 "example by jnp.stack."
             )
         return value
-
-
-WORKSPACE = 8  # arrays like a batch that algorithms need at least, beside those of a network
-
-
-def check_memory(entries: int, what: str) -> None:
-    """Raise InputError if arrays with so many float32 numbers do not fit the free memory."""
-    needed, free = 4 * WORKSPACE * entries, _free_bytes()
-    if needed > free:
-        raise InputError(
-            f"{what} needs {needed / 1e9:.3g} GB of memory or more, but {free / 1e9:.3g} GB are "
-            "free. Lower the number or the size of the events, or batch_size."
-        )
-
-
-def _free_bytes() -> float:
-    """Return the free memory of the host, or the memory of the device if that is less."""
-    limits = [(jax.local_devices()[0].memory_stats() or {}).get("bytes_limit", math.inf)]
-    for path, pattern, unit in (
-        ("/proc/meminfo", r"MemAvailable: *(\d+)", 1024),
-        ("/sys/fs/cgroup/memory.max", r"(\d+)", 1),
-    ):
-        with contextlib.suppress(OSError):
-            found = re.search(pattern, Path(path).read_text())
-            limits += [unit * int(found[1])] if found else []
-    return min(limits)

@@ -12,10 +12,10 @@ from jax import Array
 from jax.core import Tracer
 
 import likelihood
-from api.arguments import check_memory
 from api.execution import bound
 from errors import InputError
 from sde_lib import SDE, Score
+from sharding import check_memory
 
 if TYPE_CHECKING:
     from api.prior import Prior

@@ -23,7 +23,7 @@ from jax.sharding import AbstractMesh, Mesh, NamedSharding
 
 import sampling
 import sharding
-from api.arguments import WORKSPACE, check_memory, is_traced
+from api.arguments import is_traced
 from api.scores import function_of
 from controllable import methods
 from controllable.measurements import Evidence
@@ -231,8 +231,8 @@ def in_batches(
     place = functools.partial(split, mesh)
     devices = 1 if mesh is None else mesh.size
     size = -(-min(count, batch_size) // devices) * devices
-    entries = (size + count // WORKSPACE) * math.prod(shape)
-    check_memory(entries, f"A result of {count} events of shape {shape}")
+    entries = (size + count // sharding.WORKSPACE) * math.prod(shape)
+    sharding.check_memory(entries, f"A result of {count} events of shape {shape}")
     parts: list[Samples] = []
     for start in range(first, first + count, size):
         numbers = np.arange(start, start + size)

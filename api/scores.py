@@ -9,9 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from api.arguments import check_memory, is_traced, show, user_code, warn
+from api.arguments import is_traced, show, user_code, warn
 from errors import InputError
 from sde_lib import SDE, Score
+from sharding import check_memory
 
 MOST_GAP = 0.5  # of the score at time T from that of the SDE's prior, relative to the latter
 STANDARDIZE = "Train on data of mean 0 and standard deviation 1, and pass loc and scale"

@@ -11,7 +11,7 @@ import numpy as np
 from jax import Array
 
 from api import calibration, execution
-from api.arguments import Seed, check_memory, checked, count_of, key_of, warn
+from api.arguments import Seed, checked, count_of, key_of, warn
 from api.importance import importance_loop
 from api.posterior import BATCH_SIZE, POSTERIOR, Posterior
 from controllable import smc
@@ -20,6 +20,7 @@ from controllable.methods import METHODS, choose_method
 from errors import InputError
 from options import unknown_option
 from sampling import Sampler, Samples, image_keys
+from sharding import check_memory
 
 _importance = functools.cache(lambda guide: functools.partial(importance_loop, guide=guide))
 """The loop for a guide; the same one for each call, because it identifies compiled programs."""
