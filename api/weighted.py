@@ -10,8 +10,9 @@ import jax.numpy as jnp
 from jax import Array
 
 from api import calibration, execution
-from api.arguments import Seed, check_memory, checked, count_of, warn
+from api.arguments import Seed, check_memory, checked, warn
 from api.importance import importance_loop
+from api.measuring import count_of
 from api.posterior import BATCH_SIZE, Posterior
 from controllable import smc
 from controllable.measurements import Measurement
