@@ -112,8 +112,7 @@ MESH = Rule(lambda value: isinstance(value, Mesh), "a mesh of devices")
 FEWEST = 20  # simulations of a calibration, and samples of each
 BATCH, SIDE, WIDTH = Integer(1, 10**6), Integer(1, 4096), Real(1e-3, 1000)
 SHAPE = Sequence(Integer(1, 2**31 - 1), 0, 8)
-IMAGE = Sequence(SIDE, 2, 3)
-"""(H, W) or (H, W, C)."""
+IMAGE = Sequence(SIDE, 2, 3)  # (H, W) or (H, W, C)
 DOMAINS: dict[str, Domain] = {
     "angle": Real(-360, 360),
     "angles": Numbers(0, 1),
@@ -270,14 +269,6 @@ def keys_of(seed: Seed, count: int) -> jax.Array:
     if _is_keys(seed) and seed.shape == (count,):
         return seed
     return image_keys(key_of(seed), jnp.arange(count))
-
-
-def shape_of(sample_shape: int | tuple[int, ...]) -> tuple[int, ...]:
-    return sample_shape if isinstance(sample_shape, tuple) else (sample_shape,)
-
-
-def count_of(sample_shape: int | tuple[int, ...]) -> int:
-    return math.prod(shape_of(sample_shape))
 
 
 def as_rows(

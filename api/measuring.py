@@ -281,3 +281,11 @@ def _operator_of_z(operator: Operator, units: Units) -> Operator:
         to_measured=lambda c: found.to_measured(c).reshape(-1, *shape),
         from_measured=lambda y: found.from_measured(y.reshape(len(y), -1)),
     )
+
+
+def shape_of(sample_shape: int | tuple[int, ...]) -> tuple[int, ...]:
+    return sample_shape if isinstance(sample_shape, tuple) else (sample_shape,)
+
+
+def count_of(sample_shape: int | tuple[int, ...]) -> int:
+    return math.prod(shape_of(sample_shape))

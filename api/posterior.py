@@ -14,10 +14,10 @@ from jax import Array
 
 import sampling
 from api import calibration, execution
-from api.arguments import Seed, as_rows, checked, count_of, key_of, shape_of
+from api.arguments import Seed, as_rows, checked, key_of
 from api.calibration import Calibration, Simulated
 from api.execution import FromPosterior, Place
-from api.measuring import Simulate, check_method, shape_of_y
+from api.measuring import Simulate, check_method, count_of, shape_of, shape_of_y
 from controllable.measurements import Evidence
 from controllable.methods import METHODS, Chosen, choose_method
 from errors import InputError

@@ -15,11 +15,11 @@ from jax.sharding import Mesh
 
 import sampling
 from api import execution, scores
-from api.arguments import Seed, as_rows, checked, count_of, key_of, keys_of, shape_of, warn
+from api.arguments import Seed, as_rows, checked, key_of, keys_of, warn
 from api.density import PROBES, log_density
 from api.execution import AlongFlow, FromPrior, Place
 from api.fitting import fit_levels
-from api.measuring import Units, make_measurement, shape_of_y
+from api.measuring import Units, count_of, make_measurement, shape_of, shape_of_y
 from api.posterior import Posterior
 from api.weighted import WeightedPosterior
 from controllable.methods import METHODS, WEIGHTED, default_method

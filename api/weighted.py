@@ -11,8 +11,9 @@ import numpy as np
 from jax import Array
 
 from api import calibration, execution
-from api.arguments import Seed, checked, count_of, key_of, warn
+from api.arguments import Seed, checked, key_of, warn
 from api.importance import importance_loop
+from api.measuring import count_of
 from api.posterior import BATCH_SIZE, POSTERIOR, Posterior
 from controllable import smc
 from controllable.measurements import Measurement
