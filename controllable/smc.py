@@ -22,7 +22,6 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import scipy.special
 from jax import Array
 from jax.scipy.special import logsumexp
 
@@ -203,11 +202,12 @@ def finish(keys: Array, carry: Particles, x: Array, steps: int) -> tuple[Array, 
 def pool(sets: Sequence[Weights], particles: int) -> Weights:
     """Return what independent sets of as many particles say together, from arrays (B,) of each."""
     sizes, logs, errors = (np.stack(each).astype(float) for each in zip(*sets))
-    squares = np.square(scipy.special.softmax(logs, 0))  # p(y) is the mean over sets.
+    ratios = np.exp(logs - logs.max(0))
+    squares = np.square(ratios / ratios.sum(0))  # p(y) is the mean over sets.
     var = (squares * (np.square(errors) + 1 / particles)).sum(0) - 1 / (len(sets) * particles)
     return Weights(
         1 / (len(sets) * (squares / sizes).sum(0)),
-        scipy.special.logsumexp(logs, 0) - math.log(len(sets)),
+        logs.max(0) + np.log(ratios.mean(0)),
         np.sqrt(np.maximum(var, 0)),
     )
 
