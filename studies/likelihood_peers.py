@@ -196,7 +196,7 @@ def jacobians(problem: Problem, known: Score) -> list[np.ndarray]:
 
 def gaussian_score(problem: Problem) -> Score:
     """Return the score of a Gaussian with the mean and the covariance of the training images."""
-    model, sde = common.load(common.zoo(NETWORK)), problem.sde
+    model, sde = common.load(f"zoo/{NETWORK}.safetensors"), problem.sde
     x = model.from_images(common.images(model, "train").pixels[:], seed=1)
     flat = np.asarray(x).reshape(len(x), -1)
     mean, (variances, axes) = flat.mean(0), np.linalg.eigh(np.cov(flat.T))
