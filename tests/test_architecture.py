@@ -24,10 +24,10 @@ BUDGETS = {
     "parameters of a function": 8,
 }
 CURRENT = {
-    "lines of code": 32_120,
-    "lines of tests": 20_568,
+    "lines of code": 32_519,
+    "lines of tests": 20_732,
     "top-level modules": 26,
-    "lines of a package": 4_586,  # studies; models and api have 3,250
+    "lines of a package": 4_852,  # studies; models and api have 3,255
 }
 
 
