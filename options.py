@@ -52,7 +52,7 @@ def nearest(name: Any, known: Iterable[str], form: str = "{}") -> str:
 class UnknownOptionError(InputError):
     """An option that its owner does not have: `given` are its arguments of `unknown_option`."""
 
-    given: tuple[str, Any, str, Collection[str]]
+    given: tuple[str, Any, str, Collection[str], Collection[str]]
 
 
 def unknown_option(
@@ -65,7 +65,7 @@ def unknown_option(
     own, hint = ", ".join(sorted(known)) or "none", nearest(name, {*known, *more} - {name})
     problem = f"{name} = {SHORT.repr(value)} has no effect on {owner}"
     error = UnknownOptionError(f"{problem}; its own options: {own}.{hint}")
-    error.given = name, value, owner, known
+    error.given = name, value, owner, known, more
     return error
 
 

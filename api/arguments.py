@@ -188,7 +188,9 @@ def checked(function: F, **own: Domain) -> F:
         try:
             return function(*bound.args, **bound.kwargs)
         except UnknownOptionError as error:
-            raise unknown_option(*error.given, own_options) from error
+            # `function` may have called a checked one, which has more options.
+            option, value, owner, known, more = error.given
+            raise unknown_option(option, value, owner, known, [*more, *own_options]) from error
 
     return cast(F, call)
 

@@ -160,6 +160,7 @@ CLASSES = {"num_classes": 3, "vector_size": 3}
         ("classes = .* need a class-conditional", {}, {"condition": C, "classes": (1,)}),
         ("condition = None: .* Pass condition", {"dropped": False}, {}),
         ("guide = 3 must be a trained model", {}, {"condition": C, "guide": 3}),
+        ("stps = 3 has no .* Did you mean steps", {}, {"condition": C, "stps": 3}),
     ],
 )  # fmt: skip
 def test_bad_conditions(message, kinds, given):
