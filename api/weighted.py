@@ -26,7 +26,7 @@ from sharding import check_memory
 _importance = functools.cache(lambda guide: functools.partial(importance_loop, guide=guide))
 """The loop for a guide; the same one for each call, because it identifies compiled programs."""
 FEWEST = 512  # particles for each measurement, by default
-FINER = 4  # times as many steps for the evidence; those of samples shift it by up to 4 %
+FINER = 4  # times as many steps for the evidence, which those of samples shift a little
 MOST_SETS = 32  # of particles for each measurement, to estimate the evidence
 TOLERANCE = 0.05  # nats
 

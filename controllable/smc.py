@@ -200,7 +200,10 @@ def finish(keys: Array, carry: Particles, x: Array, steps: int) -> tuple[Array, 
 
 
 def pool(sets: Sequence[Weights], particles: int) -> Weights:
-    """Return what independent sets of as many particles say together, from arrays (B,) of each."""
+    """Return what independent sets of as many particles say together, from arrays (B,) of each.
+
+    The error is that of `Weights` for the families of all sets.
+    """
     sizes, logs, errors = (np.stack(each).astype(float) for each in zip(*sets))
     ratios = np.exp(logs - logs.max(0))
     squares = np.square(ratios / ratios.sum(0))  # p(y) is the mean over sets.

@@ -24,7 +24,7 @@ BUDGETS = {
     "parameters of a function": 8,
 }
 CURRENT = {
-    "lines of code": 32_521,
+    "lines of code": 32_524,
     "lines of tests": 20_733,
     "top-level modules": 26,
     "lines of a package": 4_852,  # studies; models and api have 3,255
