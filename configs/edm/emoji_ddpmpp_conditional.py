@@ -1,6 +1,6 @@
-"""DDPM++ of EDM on color emoji, conditioned on the group of Unicode; see docs/data.md.
+"""DDPM++ of EDM on color emoji, conditioned on the subgroup of Unicode; see docs/data.md.
 
-The network has 2.8 million parameters."""
+The network has 3.1 million parameters."""
 
 from configs import networks
 from configs.default_emoji_configs import get_default_configs
@@ -8,11 +8,11 @@ from configs.default_emoji_configs import get_default_configs
 
 def get_config():
     config = get_default_configs(networks.ddpmpp)
-    config.data.update(dataset="folder", path="emoji", num_classes=9, centered=True)
-    config.model.update(nf=40, scale_by_sigma=False, class_embedding="before", class_dropout=0.1)
-    config.model.update(dropout=0.1, sigma_data=0.6, ema_stds=(0.05, 0.1))
-    config.training.update(sde="edmsde", time_distribution="log_normal", n_iters=10_000)
-    config.training.update(snapshot_freq=2500, snapshot_freq_for_preemption=200)
-    config.optim.update(lr=1e-3, warmup=500)
+    config.data.update(dataset="folder", path="emoji", num_classes=82, centered=True)
+    config.model.update(ch_mult=(1, 2, 3, 3), scale_by_sigma=False)
+    config.model.update(class_embedding="before", class_dropout=0.1)
+    config.model.update(sigma_data=0.6, ema_stds=(0.05, 0.1))
+    config.training.update(sde="edmsde", time_distribution="log_normal", n_iters=4000)
+    config.training.update(snapshot_freq=1000, snapshot_freq_for_preemption=200)
     config.eval.update(begin_ckpt=4, bpd_t_min=0.002)  # The smallest noise level of training.
     return config
