@@ -1,10 +1,10 @@
 """The paper's Table 1 with exact scores: predictors and correctors without a network.
 
-python -m studies.table1 --folder=DIR [--samples=500] [--write]
+python -m studies.table1 --folder=DIR [--data=emoji] [--write]
 
 Prints a table of docs/sampling.md, and with --write puts it into the page; a run that is stopped
-resumes from DIR. The data are training digits, each widened to a Gaussian, so that their score is
-known at every noise level.
+resumes from DIR. The data are training digits, or color emoji of 32x32 pixels, each widened to a
+Gaussian, so that their score is known at every noise level.
 """
 
 from __future__ import annotations
@@ -20,16 +20,20 @@ import numpy as np
 from jax import Array
 from sklearn.datasets import load_digits
 
+import datasets
 from benchmarks.records import Records
 from benchmarks.tables import header, row
+from configs.default_emoji_configs import get_default_configs
+from errors import InputError
 from score_sde import SDE, Prior
-from studies import common
+from studies import common, distances
 from studies.common import Estimate
-from studies.distances import directions, estimated_distance, levels, sliced_distance
+from studies.distances import estimated_distance, levels, sliced_distance
 from studies.sampling import SDES
 
-OPTIONS = {"folder": "", "samples": 500, "write": False}
-DIGITS, WIDTH = 500, 0.05  # training digits in [-1, 1], and the standard deviation of each
+OPTIONS = {"folder": "", "data": "digits", "write": False}
+COUNTS = {"digits": (500, 500), "emoji": (100, 200)}  # images, and samples for a seed
+WIDTH, FEATURES = 0.05, 64  # the standard deviation of each image in [-1, 1]; see `features`
 EXACT, FLOORS = 100_000, 20  # exact samples, whose quantiles are those of the data; other sets
 SEEDS, TUNED_ON = range(1, 7), range(1)  # of the rows, and of the signal-to-noise ratios
 SNRS = (0.01, 0.02, 0.05, 0.1, 0.16, 0.25, 0.4)
@@ -65,26 +69,43 @@ Measure = Callable[..., Estimate]
 """(seeds, **options of the sampler 'pc') -> distance of the samples of all seeds."""
 
 
-def digits() -> np.ndarray:
-    """Return digits (DIGITS, 64) in [-1, 1]."""
-    return np.asarray(load_digits(return_X_y=True)[0], np.float32)[:DIGITS] / 8 - 1
+@functools.cache
+def images(data: str) -> np.ndarray:
+    """Return training images (n, D) in [-1, 1]; those of emoji are evenly spaced in their order."""
+    count, _ = COUNTS[data]
+    if data == "digits":
+        return np.asarray(load_digits(return_X_y=True)[0], np.float32)[:count] / 8 - 1
+    train = datasets.load(get_default_configs().data, "train")
+    chosen = np.linspace(0, len(train) - 1, count).round().astype(int)
+    pixels = distances.scale(np.asarray(train.batch(chosen).pixels))
+    return pixels.reshape(count, -1).astype(np.float32)
 
 
-def draw(seed: int, count: int) -> np.ndarray:
-    """Return exact samples (count, 64) of the data."""
-    rng, means = np.random.default_rng(seed), digits()
-    return means[rng.integers(DIGITS, size=count)] + WIDTH * rng.normal(size=(count, 64))
+def draw(data: str, seed: int, count: int) -> np.ndarray:
+    """Return the `features` of exact samples (count, D) of the data."""
+    rng, means = np.random.default_rng(seed), features(images(data))
+    noise = rng.normal(size=(count, means.shape[1]))  # Features are orthonormal.
+    return means[rng.integers(len(means), size=count)] + WIDTH * noise
+
+
+def features(x: np.ndarray) -> np.ndarray:
+    """Return x (n, D), or for D > FEATURES its coordinates along FEATURES random directions."""
+    dims = x.shape[-1]
+    if dims <= FEATURES:
+        return x
+    return x @ np.linalg.qr(np.random.default_rng(0).normal(size=(dims, FEATURES)))[0]
 
 
 @functools.cache
-def quantiles(count: int) -> np.ndarray:
-    """Return the quantiles (count, 128) of the data along `directions`."""
-    return np.quantile(draw(0, EXACT) @ directions(64), levels(count), axis=0)
+def quantiles(data: str, count: int) -> np.ndarray:
+    """Return the quantiles (count, 2 D) of the features of the data along `directions`."""
+    x = draw(data, 0, EXACT)
+    return np.quantile(x @ distances.directions(x.shape[1]), levels(count), axis=0)
 
 
-def prior_of(sde: SDE, scale: float) -> Prior:
+def prior_of(data: str, sde: SDE, scale: float) -> Prior:
     """Return the prior of the data times `scale`, with its exact score."""
-    means = scale * digits()
+    means = scale * images(data)
     half_norms = 0.5 * np.square(means).sum(-1)
 
     def score(x: Array, t: Array) -> Array:
@@ -93,13 +114,13 @@ def prior_of(sde: SDE, scale: float) -> Prior:
         logits = alpha * (x @ means.T - alpha * half_norms) / var
         return (alpha * (jax.nn.softmax(logits) @ means) - x) / var
 
-    return Prior(jax.jit(score), sde, (64,), support=(-scale, scale))
+    return Prior(jax.jit(score), sde, means.shape[1:], support=(-scale, scale))
 
 
-def measure_of(name: str, records: Records, count: int) -> Measure:
-    """Return the function that measures samplers of an SDE by `count` samples for each seed."""
+def measure_of(data: str, name: str, records: Records) -> Measure:
+    """Return the function that measures samplers of an SDE."""
     scale = 0.5 if name == "VE" else 1.0  # The images of VE are in [0, 1], up to an offset.
-    prior = prior_of(SDES[name], scale)
+    prior, (_, count) = prior_of(data, SDES[name], scale), COUNTS[data]
 
     def measure(seeds: range, **options: Any) -> Estimate:
         def compute() -> dict[str, Any]:
@@ -107,10 +128,11 @@ def measure_of(name: str, records: Records, count: int) -> Measure:
             for seed in seeds:
                 key = jax.random.key(seed)
                 sets.append(prior.draw(sampler, count, key, batch_size=count).x / scale)
-            x = np.concatenate(sets)
-            return {"about": [name, options], "found": estimated_distance(quantiles(len(x)), x)}
+            x = features(np.concatenate(sets))
+            found = estimated_distance(quantiles(data, len(x)), x)
+            return {"about": [data, name, options], "found": found}
 
-        about = [name, options, list(seeds), count]
+        about = [data, name, options, list(seeds), count]
         return Estimate(*records.cached(common.key(about, "studies.table1"), compute)["found"])
 
     return measure
@@ -137,14 +159,17 @@ def rows(name: str, measure: Measure, floor: Estimate) -> Iterator[str]:
 
 
 def main(options: argparse.Namespace) -> dict[str, list[str]]:
-    records, total = Records(Path(options.folder) / "table1.jsonl"), options.samples * len(SEEDS)
-    sets = (draw(seed, total) for seed in range(1, FLOORS + 1))
-    floor = common.mean(np.array([sliced_distance(quantiles(total), each) for each in sets]))
+    data, records = options.data, Records(Path(options.folder) / "table1.jsonl")
+    if data not in COUNTS:
+        raise InputError(f"--data={data}: the data are {' and '.join(COUNTS)}.")
+    total = COUNTS[data][1] * len(SEEDS)
+    sets = (draw(data, seed, total) for seed in range(1, FLOORS + 1))
+    floor = common.mean(np.array([sliced_distance(quantiles(data, total), each) for each in sets]))
     lines = header("SDE", "predictor", *COLUMNS)
     for name in SDES:
-        lines += rows(name, measure_of(name, records, options.samples), floor)
+        lines += rows(name, measure_of(data, name, records), floor)
     text = f"Floor: {total:,} exact samples have the distance {floor} to the data."
-    return {"table1": [text, "", *lines]}
+    return {"table1" if data == "digits" else f"table1 {data}": [text, "", *lines]}
 
 
 if __name__ == "__main__":

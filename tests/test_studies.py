@@ -440,13 +440,20 @@ def test_exact_scores_of_table_1():
 
         def logp(x, t, sde=sde, scale=scale):
             var = (sde.alpha(t) * scale * table1.WIDTH) ** 2 + sde.var(t)
-            squares = jnp.square(x - sde.alpha(t) * scale * table1.digits()).sum(-1)
+            squares = jnp.square(x - sde.alpha(t) * scale * table1.images("digits")).sum(-1)
             return jax.nn.logsumexp(-0.5 * squares / var)
 
         expected = jax.vmap(jax.grad(logp))(x, t)
         np.testing.assert_allclose(
-            table1.prior_of(sde, scale).score(x, t), expected, rtol=1e-3, atol=1e-2
+            table1.prior_of("digits", sde, scale).score(x, t), expected, rtol=1e-3, atol=1e-2
         )
+
+
+def test_features_of_table_1():
+    """Small data are their own features; those of large data are orthonormal coordinates."""
+    np.testing.assert_array_equal(table1.features(np.eye(64)), np.eye(64))
+    axes = table1.features(np.eye(100))
+    np.testing.assert_allclose(axes.T @ axes, np.eye(64), atol=1e-12)
 
 
 @pytest.mark.long
@@ -455,7 +462,7 @@ def test_page_of_table_1(page):
     columns = {name: each | {"steps": 50} for name, each in table1.COLUMNS.items()}
     constants = {"COLUMNS": columns, "SDES": {"VE": table1.SDES["VE"]}}
     constants |= {"SNRS": (0.1, 0.16), "EXACT": 1000, "SEEDS": range(1, 3)}
-    found = page("table1", {"samples": 20}, **constants)
+    found = page("table1", {}, COUNTS={"digits": (500, 20)}, **constants)
     rows = read_table(found["table1"], "SDE")
     assert [row["predictor"] for row in rows] == list(table1.PREDICTORS)
     fid = {name: f"[{found[3]:.2f}]" for name, found in table1.FID["VE"].items()}
