@@ -9,12 +9,14 @@ ENV LD_LIBRARY_PATH="" \
     PIP_DISABLE_PIP_VERSION_CHECK=1 \
     PYTHONUNBUFFERED=1
 
-# Ubuntu removes old versions of packages, so that pinned ones could not be installed later.
+# Ubuntu removes old versions of packages, so that pinned ones could not be installed later. Its
+# home folders are private; Apptainer runs the code in this one as another user.
 # hadolint ignore=DL3008
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends git make python3 python3-venv \
     && rm -rf /var/lib/apt/lists/* \
-    && useradd --create-home --uid 10001 score
+    && useradd --create-home --uid 10001 score \
+    && chmod 755 /home/score
 
 WORKDIR /home/score/app
 RUN chown score:score .

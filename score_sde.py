@@ -2,10 +2,11 @@
 
     import score_sde as ss
 
-    model = ss.load("digits_vp")                       # of zoo/, or a workdir that main.py trained
+    model = ss.load("digits_vp")  # of zoo/, or a workdir that main.py trained
     x = model.sample(16, seed=0)
     logp, error = model.log_prob(x, return_error=True)
     blur = ss.operators.blur(model.event_shape, 1.0)
+    y = blur.forward(x[:1])
     restored = model.posterior(y, blur, noise=0.05, method="moment_matching").sample(16)
 
     prior = ss.Prior(score, ss.VPSDE(), shape=(32, 32))  # any function score(x, t)

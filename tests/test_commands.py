@@ -34,6 +34,7 @@ EXCEPTIONS = {  # Why commands with one of these texts are not run.
     "needs a container engine, a cluster or TPU's compiler": (
         *("docker ", "apptainer ", "gcloud ", "kubectl ", "sbatch ", "--topology="),
     ),
+    "packs the commits, which the folder of the tests lacks": ("git archive",),
     "changes the shell; the tests select Python otherwise": ("source .venv/bin/activate",),
     "runs these tests": ("make test",),
     "takes minutes or hours; other tests run it at tiny size": (

@@ -250,12 +250,14 @@ def test_functions_of_modes():
 
 
 def test_list(capsys):
-    """Each name that `--list` prints can be given as it is."""
+    """Each name that `--list` prints can be given as it is; titles are whole sentences."""
     with flagsaver.flagsaver():
         set_flags(list=True)
         with pytest.raises(SystemExit, match="0"):
             main.check_flags(["main.py"])
-    names = [line.split()[0] for line in capsys.readouterr().out.splitlines() if line[0] == " "]
+    lines = [line for line in capsys.readouterr().out.splitlines() if line[0] == " "]
+    assert [line for line in lines if line.split()[1:] and line[-1] != "."] == []
+    names = [line.split()[0] for line in lines]
     assert len(names) > 60
     assert "digits_vp" in names
     paths = [default.find_network(name) if "/" not in name else name for name in names]

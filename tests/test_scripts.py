@@ -59,7 +59,7 @@ def test_flags_exist(text):
     lines = "\n".join(line for line in text.splitlines() if "#SBATCH" not in line)
     given = set(re.findall(r"(?<=[ '`\"])--(\w+)(?==)", lines))
     others = {"command", "filename", "gpus", "nodes", "signal", "time", "volume", "worker"}
-    others |= {"set", "shape", "topology", "zone"}
+    others |= {"file", "output", "prefix", "set", "shape", "topology", "zone"}
     assert given - others <= set(main.FLAGS), given
 
 

@@ -1,5 +1,4 @@
-"""DDPM++ with the VP SDE on handwritten digits: `make demo`. The README states time and
-bits/dim."""
+"""DDPM++ with the VP SDE on handwritten digits; `make demo` trains it."""
 
 from configs import networks
 from configs.default_digits_configs import get_default_configs

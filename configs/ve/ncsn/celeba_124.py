@@ -1,7 +1,6 @@
-"""NCSN on CelebA, 64x64 pixels, with Techniques 1, 2 and 4 of Song & Ermon (2020): noise levels and
-step sizes.
+"""NCSN on CelebA, 64x64 pixels, with Techniques 1, 2 and 4 of Song & Ermon (2020).
 
-The paper gives no number.
+They choose noise levels and step sizes. The paper gives no number.
 
     python main.py --config=configs/ve/ncsn/celeba_124.py --workdir=DIR --mode=train
 """
