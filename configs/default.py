@@ -12,8 +12,8 @@ from typing import Any
 import ml_collections
 
 from configs.fields import ABSENT, FIELDS, INERT, Field
-from errors import InputError, printable
-from options import SHORT, AnyOf, Entries, Sequence, is_data, nearest
+from errors import SHORT, InputError, nearest, printable
+from options import AnyOf, Entries, Sequence, is_data
 
 Config = ml_collections.ConfigDict
 
@@ -164,5 +164,5 @@ def find_network(path: str) -> str:
 
 
 def nearest_network(path: str | Path) -> str:
-    """Return `options.nearest` of the networks of zoo/."""
+    """Return `errors.nearest` of the networks of zoo/."""
     return nearest(path, [each.stem for each in ROOT.glob("zoo/*.safetensors")])
