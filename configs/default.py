@@ -69,7 +69,8 @@ def from_json(content: Any, *, known_only: bool = False) -> Config:
         if name not in known and name not in INERT:
             if known_only:
                 continue
-            raise InputError(unknown_field(name, leaf))
+            hint = " If a config file of yours adds it, name that file: --config=FILE."
+            raise InputError(unknown_field(name, leaf) + hint)
         entries = leaf if isinstance(leaf, (list, tuple)) else (leaf,)
         if any(isinstance(each, (dict, list, tuple)) for each in entries):
             raise InputError(f"{name} = {SHORT.repr(leaf)} must be a value or a list of values.")
