@@ -8,20 +8,23 @@ The file also finds the home directory, which a user may lack.
 from __future__ import annotations
 
 import contextlib
+import difflib
 import importlib.metadata
 import importlib.util
+import inspect
 import logging
 import os
+import reprlib
 import select
 import signal
 import stat
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import NoReturn
+from typing import Any, NoReturn, Self
 
 
 class InputError(ValueError):
@@ -33,6 +36,70 @@ class InputError(ValueError):
 
     def __init__(self, message: str = "") -> None:
         super().__init__(printable_lines(message))
+
+
+class _Short(reprlib.Repr):
+    def repr(self, x: Any) -> str:
+        return printable(super().repr(x))  # That of an array has several lines.
+
+
+SHORT = _Short()
+SHORT.maxstring = SHORT.maxother = 100
+SHORT.maxtuple = SHORT.maxlist = 20
+"""Shortens long values in messages."""
+
+
+def nearest(name: Any, known: Iterable[str], form: str = "{}") -> str:
+    """Return a question for a message: whether one of the `known` names was meant, or ''.
+
+    `form` states how a user writes the name.
+    """
+    if not isinstance(name, str):
+        return ""
+    close = difflib.get_close_matches(name[:100].lower(), known, 1, 0.65)
+    return f" Did you mean {form.format(close[0])}?" if close else ""
+
+
+class UnknownOptionError(InputError):
+    """An option that its owner does not have: `given` are its arguments of `unknown_option`."""
+
+    given: tuple[str, Any, str, Collection[str], Collection[str]]
+
+
+def unknown_option(
+    name: str, value: Any, owner: str, known: Collection[str], more: Collection[str] = ()
+) -> UnknownOptionError:
+    """Return the error about an option `name`, in place of which `owner` has those in `known`.
+
+    It asks whether the nearest name was meant, of these and of those in `more`.
+    """
+    own, hint = ", ".join(sorted(known)) or "none", nearest(name, {*known, *more} - {name})
+    problem = f"{name} = {SHORT.repr(value)} has no effect on {owner}"
+    error = UnknownOptionError(f"{problem}; its own options: {own}.{hint}")
+    error.given = name, value, owner, known, more
+    return error
+
+
+def bind(
+    signature: inspect.Signature, owner: str, given: tuple[Any, ...], named: Mapping[str, Any]
+) -> inspect.BoundArguments:
+    """Return the arguments of a call of `owner`. Raises InputError unless the signature fits."""
+    known = sorted(signature.parameters.keys() - {"self", "options"})
+    accepts_all = any(each.kind is each.VAR_KEYWORD for each in signature.parameters.values())
+    for name in () if accepts_all else named.keys() - signature.parameters.keys():
+        raise unknown_option(name, named[name], owner, known)
+    try:
+        return signature.bind(*given, **named)
+    except TypeError as error:
+        raise InputError(f"{owner}: {error}; its arguments: {', '.join(known)}.") from error
+
+
+class Bound:
+    """A base class: InputError is raised for arguments that the constructor of a class lacks."""
+
+    def __new__(cls, *given: Any, **named: Any) -> Self:
+        bind(inspect.signature(cls.__init__), cls.__name__, (cls, *given), named)
+        return super().__new__(cls)
 
 
 class NotFiniteError(InputError):

@@ -20,9 +20,9 @@ from api.trained import TrainedModel
 from configs import default, folders
 from configs.default import Config
 from configs.validation import check_domains, validated
-from errors import InputError, advice, brief, naming, printable
+from errors import SHORT, InputError, advice, brief, naming, printable
 from experiment import Experiment
-from options import GIVEN, SHORT
+from options import GIVEN
 from pretrained import WITH_CONFIG
 from readers.files import NUMBER, check_regular, read_json
 from runs import CONFIG, stored_content

@@ -28,8 +28,8 @@ from absl import app, flags, logging
 
 import score_sde
 from commands import command_line
-from errors import InputError
-from options import choose, nearest
+from errors import InputError, nearest
+from options import choose
 
 FLAGS = flags.FLAGS
 PACKAGE = f"{__package__}." if __package__ else ""  # An installed package has all modules in it.

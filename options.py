@@ -6,29 +6,16 @@ Config fields, keyword arguments of the Python API, checks and documentation fol
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import math
 import re
-import reprlib
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
-from errors import InputError, printable
+from errors import SHORT, InputError, nearest, unknown_option
 
 Value = TypeVar("Value")
-
-
-class _Short(reprlib.Repr):
-    def repr(self, x: Any) -> str:
-        return printable(super().repr(x))  # That of an array has several lines.
-
-
-SHORT = _Short()
-SHORT.maxstring = SHORT.maxother = 100
-SHORT.maxtuple = SHORT.maxlist = 20
-"""Shortens long values in messages."""
 GIVEN = "given"
 """The name of networks and data sets that are arguments of `score_sde.train`, in no file."""
 
@@ -36,37 +23,6 @@ GIVEN = "given"
 def listed(names: Collection[str]) -> str:
     """Return the names for a message, without GIVEN, which no user sets."""
     return ", ".join(sorted({*names} - {GIVEN}))
-
-
-def nearest(name: Any, known: Iterable[str], form: str = "{}") -> str:
-    """Return a question for a message: whether one of the `known` names was meant, or ''.
-
-    `form` states how a user writes the name.
-    """
-    if not isinstance(name, str):
-        return ""
-    close = difflib.get_close_matches(name[:100].lower(), {*known} - {GIVEN}, 1, 0.65)
-    return f" Did you mean {form.format(close[0])}?" if close else ""
-
-
-class UnknownOptionError(InputError):
-    """An option that its owner does not have: `given` are its arguments of `unknown_option`."""
-
-    given: tuple[str, Any, str, Collection[str], Collection[str]]
-
-
-def unknown_option(
-    name: str, value: Any, owner: str, known: Collection[str], more: Collection[str] = ()
-) -> UnknownOptionError:
-    """Return the error about an option `name`, in place of which `owner` has those in `known`.
-
-    It asks whether the nearest name was meant, of these and of those in `more`.
-    """
-    own, hint = ", ".join(sorted(known)) or "none", nearest(name, {*known, *more} - {name})
-    problem = f"{name} = {SHORT.repr(value)} has no effect on {owner}"
-    error = UnknownOptionError(f"{problem}; its own options: {own}.{hint}")
-    error.given = name, value, owner, known, more
-    return error
 
 
 class Domain(Protocol):
@@ -113,7 +69,7 @@ def check(name: str, value: Any, domain: Domain) -> None:
 
 def outside(name: str, value: Any, domain: Domain) -> str:
     """Return the message about a value that is not in the domain."""
-    hint = nearest(value, _names(domain))
+    hint = nearest(value, {*_names(domain)} - {GIVEN})
     return f"{name} = {SHORT.repr(value)} must be {domain.describe()}.{hint}"
 
 

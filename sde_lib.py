@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from errors import InputError, printable
+from errors import Bound, InputError, printable
 
 Score = Callable[[Array, Array], Array]
 """score(x, t) = grad_x log p_t(x): x (B, ...), t (B,) -> (B, ...)."""
@@ -55,7 +55,7 @@ ORDERS = {"<": operator.lt, "<=": operator.le}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class SDE(abc.ABC):
+class SDE(Bound, abc.ABC):
     """dx = f(t) x dt + g(t) dw with Gaussian kernel N(alpha(t) x_0, var(t) I), as in Eq. (29).
 
     Attributes:

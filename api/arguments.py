@@ -26,22 +26,19 @@ import numpy as np
 from jax.core import Tracer
 from jax.sharding import Mesh
 
-from errors import InputError, brief
+from errors import SHORT, InputError, UnknownOptionError, bind, brief, unknown_option
 from options import (
     COUNT,
     FLAG,
     LARGEST,
     NOT_NEGATIVE,
     SHARE,
-    SHORT,
     TOLERANCE,
     AnyOf,
     Domain,
     Integer,
     Real,
     Sequence,
-    UnknownOptionError,
-    unknown_option,
 )
 from sharding import check_memory
 from solvers.loop import image_keys
@@ -174,13 +171,11 @@ def checked(function: F, **own: Domain) -> F:
     """
     signature = inspect.signature(function)
     own_options = [*signature.parameters.keys() - {"self", "options"}]
+    called = function.__qualname__.removesuffix(".__init__")
 
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
-        for name in () if "options" in signature.parameters else kwargs.keys() - {*own_options}:
-            owner = function.__qualname__.removesuffix(".__init__")
-            raise unknown_option(name, kwargs[name], owner, own_options)
-        bound = signature.bind(*args, **kwargs)
+        bound = bind(signature, called, args, kwargs)
         for name, value in bound.arguments.items():
             domain = own.get(name, DOMAINS.get(name))
             if domain and (value is not None or signature.parameters[name].default is not None):

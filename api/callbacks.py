@@ -18,6 +18,7 @@ from jax import Array
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
+from api.arguments import checked
 from errors import InputError
 from sde_lib import Score
 
@@ -46,6 +47,7 @@ NO_SECOND = (
 )
 
 
+@checked
 def from_numpy(score: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> Score:
     """Return a score of NumPy arrays, x (B, ...) and t (B,) of float32, as a function of JAX.
 
@@ -54,6 +56,7 @@ def from_numpy(score: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> Score:
     return _as_score(Functions(score))
 
 
+@checked
 def from_torch(score: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> Score:
     """Return a score of PyTorch tensors, x (B, ...) and t (B,) of float32, as a function of JAX.
 

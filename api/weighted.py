@@ -18,8 +18,7 @@ from api.posterior import BATCH_SIZE, POSTERIOR, Posterior
 from controllable import smc
 from controllable.measurements import Measurement
 from controllable.methods import METHODS, choose_method
-from errors import InputError
-from options import unknown_option
+from errors import InputError, unknown_option
 from sampling import Sampler, Samples, image_keys
 from sharding import check_memory
 

@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING, Any
 from absl import flags
 
 import errors
-from errors import InputError
-from options import nearest
+from errors import InputError, nearest
 
 if TYPE_CHECKING:  # These imports take seconds, so that flags are checked before.
     from configs.default import Config

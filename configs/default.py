@@ -12,8 +12,8 @@ from typing import Any
 import ml_collections
 
 from configs.fields import ABSENT, FIELDS, INERT, Field
-from errors import InputError, printable
-from options import SHORT, AnyOf, Entries, Sequence, is_data, nearest
+from errors import SHORT, InputError, nearest, printable
+from options import AnyOf, Entries, Sequence, is_data
 
 Config = ml_collections.ConfigDict
 
@@ -69,7 +69,8 @@ def from_json(content: Any, *, known_only: bool = False) -> Config:
         if name not in known and name not in INERT:
             if known_only:
                 continue
-            raise InputError(unknown_field(name, leaf))
+            hint = " If a config file of yours adds it, name that file: --config=FILE."
+            raise InputError(unknown_field(name, leaf) + hint)
         entries = leaf if isinstance(leaf, (list, tuple)) else (leaf,)
         if any(isinstance(each, (dict, list, tuple)) for each in entries):
             raise InputError(f"{name} = {SHORT.repr(leaf)} must be a value or a list of values.")
@@ -164,5 +165,5 @@ def find_network(path: str) -> str:
 
 
 def nearest_network(path: str | Path) -> str:
-    """Return `options.nearest` of the networks of zoo/."""
+    """Return `errors.nearest` of the networks of zoo/."""
     return nearest(path, [each.stem for each in ROOT.glob("zoo/*.safetensors")])

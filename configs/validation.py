@@ -14,9 +14,9 @@ from flax import traverse_util
 from configs.default import Config, complete, unknown_field
 from configs.fields import FEATURES, FIELDS, INERT
 from controllable.tasks import TASKS
-from errors import InputError
+from errors import SHORT, InputError
 from models import NETWORKS, networks_supporting
-from options import SHORT, listed, outside
+from options import listed, outside
 from readers.image_sizes import image_shape
 
 MOST_ROUNDS = 10**6  # files of an evaluation

@@ -64,7 +64,9 @@ def counting(
             return f"{_interval(now - start)} so far"
         # As of the last update: within a unit the time left falls.
         remaining = (total - done) * (updated - start) / (done - first) - (now - updated)
-        return f"{unit} {done}/{total}, ETA {_interval(max(0, remaining))}"
+        if remaining <= 0:  # The last unit, or one that is slow: a line that repeats is no news.
+            return f"{unit} {done}/{total}, {_interval(now - start)} so far"
+        return f"{unit} {done}/{total}, ETA {_interval(remaining)}"
 
     def update(now_done: int) -> None:
         nonlocal done, updated

@@ -19,8 +19,8 @@ import numpy as np
 from jax import Array
 from jaxtyping import Float, Float64
 
-from errors import InputError
-from options import NOT_NEGATIVE, SHORT, AnyOf, Name, Option, Options
+from errors import SHORT, InputError
+from options import NOT_NEGATIVE, AnyOf, Name, Option, Options
 from options import Sequence as Tuple
 from sde_lib import SDE, Score
 from solvers.loop import (

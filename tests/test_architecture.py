@@ -24,8 +24,8 @@ BUDGETS = {
     "parameters of a function": 8,
 }
 CURRENT = {
-    "lines of code": 32_524,
-    "lines of tests": 20_733,
+    "lines of code": 32_566,
+    "lines of tests": 20_750,
     "top-level modules": 26,
     "lines of a package": 4_852,  # studies; models and api have 3,255
 }

@@ -62,6 +62,16 @@ def test_the_time_left_falls_within_a_unit(fast, monkeypatch, capsys):
     assert left[-1] < left[0] - 0.2
 
 
+def test_an_end_later_than_expected_does_not_repeat_a_time_left(fast, monkeypatch, capsys):
+    monkeypatch.setattr(progress, "_interval", "{:.2f}".format)
+    with progress.counting("drawing", 2, "step") as update:
+        time.sleep(0.2)
+        update(1)
+        time.sleep(0.8)
+    *_, last = capsys.readouterr().out.splitlines()
+    assert re.fullmatch(r"drawing: step 1/2, [01]\.\d\d so far", last)
+
+
 def test_an_outer_block_prints_less_than_an_inner_one(fast, monkeypatch, capsys):
     monkeypatch.setattr(progress, "INTERVAL", 0.2)
     with progress.counting("rounds", 2, "round", announced=True), progress.waiting("a round"):

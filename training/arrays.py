@@ -26,12 +26,12 @@ from configs import networks
 from configs.default import COMPLETED_MODEL_FIELDS, Config, get_default_config
 from configs.fields import FIELDS
 from datasets import Batch, Images, check_labels
-from errors import InputError
+from errors import InputError, unknown_option
 from experiment import Experiment
 from models import NETWORKS
 from models.adapters import network_of
 from models.building import Params
-from options import COUNT, GIVEN, Integer, check, choose, plain, unknown_option
+from options import COUNT, GIVEN, Integer, check, choose, plain
 from runs.training_log import FILE_NAME, Curve, best_snapshot, read_curves
 from sde_lib import SDE, SDES
 from training.events import FIRST, Stream, batch_of, check_same, images_of, is_stream, open_stream
