@@ -98,7 +98,8 @@ class Bound:
     """A base class: InputError is raised for arguments that the constructor of a class lacks."""
 
     def __new__(cls, *given: Any, **named: Any) -> Self:
-        bind(inspect.signature(cls.__init__), cls.__name__, (cls, *given), named)
+        if given or named:  # copy and pickle pass none, and set attributes afterwards.
+            bind(inspect.signature(cls.__init__), cls.__name__, (cls, *given), named)
         return super().__new__(cls)
 
 

@@ -1,6 +1,8 @@
 """SDEs against recorded official outputs, and closed forms where the official float32 cancels."""
 
+import copy
 import dataclasses
+import pickle
 
 import jax
 import jax.numpy as jnp
@@ -153,6 +155,20 @@ def test_invalid_values_raise_input_errors():
     refused("0 < beta_min <= beta_max; got beta_min = 0 and", SubVPSDE, beta_min=0)
     refused("T < 1; got T = 1.0", CosineSDE, T=1.0)
     assert VPSDE(beta_min=20.0).beta_max == 20
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Required(VPSDE):
+    """An SDE of a user, with an argument that has no default."""
+
+    share: float
+
+
+def test_copies():
+    """Also of classes with required arguments, which copy and pickle do not pass."""
+    sde = Required(share=0.5)
+    for copied in (copy.copy(sde), pickle.loads(pickle.dumps(sde)), dataclasses.replace(sde)):
+        assert copied == sde
 
 
 @pytest.mark.parametrize("name", LATER)
