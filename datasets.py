@@ -95,9 +95,15 @@ def load(config: ml_collections.ConfigDict, split: str) -> Images:
             f"data.dataset = {config.dataset!r} has no images of the split {split!r}. Give more "
             f"images, or another share than data.held_out = {config.held_out}."
         )
-    if images.pixels[0].shape != expected:
+    first = images.pixels[0]
+    if first.dtype != np.uint8 and not (config.value_range or config.std):
         raise InputError(
-            f"Images of data.dataset = {config.dataset!r} have shape {images.pixels[0].shape}; "
+            f"Images of data.dataset = {config.dataset!r} are {first.dtype}; they must be uint8, "
+            "unless data.value_range states the range of their values."
+        )
+    if first.shape != expected:
+        raise InputError(
+            f"Images of data.dataset = {config.dataset!r} have shape {first.shape}; "
             f"data.image_size = {config.image_size} and data.num_channels = {config.num_channels} "
             f"require {expected}."
         )

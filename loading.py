@@ -141,7 +141,10 @@ def read_config_file(config: str | Path | Config) -> Config:
     if not path.endswith(".py"):
         raise InputError(f"config = {str(config)!r} must be a Python file (.py) or a config.json.")
     try:
-        found = SimpleNamespace(**runpy.run_path(path)).get_config()
+        module = SimpleNamespace(**runpy.run_path(path))
+        if not hasattr(module, "get_config"):
+            raise AttributeError("it does not define a function get_config()")
+        found = module.get_config()
     except Exception as error:  # A config file may raise anything.
         problem = f"{type(error).__name__}: {brief(error)}"
         raise InputError(f"config = {str(config)!r} cannot be read: {problem}") from error

@@ -104,7 +104,8 @@ def _describe_files(folder: Path, size: ImageSize) -> None:
         raise InputError(f"None of the {len(files.names)} image files under {folder} can be read.")
     found = files.sizes[files.good]
     smallest, largest = (" x ".join(map(str, side)) for side in (found.min(0), found.max(0)))
-    print(f"{len(found)} files of {smallest} to {largest} pixels")
+    shown = smallest if smallest == largest else f"{smallest} to {largest}"
+    print(f"{len(found)} files of {shown} pixels")
     height, width = sides(size)
     small = int((found < (width, height)).any(1).sum())
     if small:

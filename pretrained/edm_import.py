@@ -31,7 +31,7 @@ from pretrained.stored_parameters import (
 )
 from pretrained.stored_parameters import Path as Keys
 from readers import pickles
-from readers.files import check_regular, check_structure, reading
+from readers.files import MAY_LACK, check_regular, check_structure, reading
 from readers.pickles import Record
 
 # --- files ---
@@ -70,7 +70,7 @@ def read_network(path: Path) -> EDMNetwork:
     that together are larger than the file.
     """
     check_regular(path)
-    with reading(path, kind=" as a network of EDM"):
+    with reading(path, MAY_LACK, " as a network of EDM"):
         with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as content:
             entries = _load(content, len(content))
         network = entries.get("ema") if isinstance(entries, dict) else None

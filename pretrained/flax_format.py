@@ -26,7 +26,7 @@ from pretrained.stored_parameters import (
     to_number,
     to_step,
 )
-from readers.files import check_regular, check_structure, is_real, reading
+from readers.files import MAY_LACK, check_regular, check_structure, is_real, reading
 
 CODE_BASE = "the official Flax code"
 STATE = {
@@ -54,7 +54,7 @@ def load(path: str | Path) -> Any:
             raise ValueError(f"it has more than {MAX_VALUES:,} values")
         return values
 
-    with reading(path, kind=" as Flax msgpack"):
+    with reading(path, MAY_LACK, " as Flax msgpack"):
         return msgpack.unpackb(
             Path(path).read_bytes(),
             ext_hook=_array,

@@ -30,7 +30,7 @@ from pretrained.stored_parameters import (
     part,
     to_step,
 )
-from readers.files import MAX_TEXT, check_regular, parse_json, reading
+from readers.files import MAX_TEXT, MAY_LACK, check_regular, parse_json, reading
 
 TREES = ("params", "ema", "mu", "nu")  # The fields of Trained that contain parameters.
 
@@ -38,7 +38,7 @@ TREES = ("params", "ema", "mu", "nu")  # The fields of Trained that contain para
 def load(path: str | Path) -> tuple[dict[str, str], Tensors]:
     """Return the metadata and the arrays of a file. Raise InputError if it is damaged."""
     check_regular(path)
-    with reading(path, kind=" as safetensors"):
+    with reading(path, MAY_LACK, " as safetensors"):
         with open(path, "rb") as stream:
             if int.from_bytes(stream.read(8), "little") > MAX_TEXT:
                 raise ValueError(f"its header has more than {MAX_TEXT:,} bytes")

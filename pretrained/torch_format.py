@@ -25,7 +25,7 @@ from pretrained.stored_parameters import (
     to_number,
     to_step,
 )
-from readers.files import check_regular, check_structure, reading
+from readers.files import MAY_LACK, check_regular, check_structure, reading
 from sde_lib import VESDE
 
 TorchTensors = dict[str, Any]
@@ -50,7 +50,7 @@ def load(path: str | Path) -> Any:
     values.
     """
     check_regular(path)
-    with reading(path, kind=" as a PyTorch checkpoint that contains tensors only"):
+    with reading(path, MAY_LACK, " as a PyTorch checkpoint that contains tensors only"):
         return torch_pickles.load(Path(path))
 
 

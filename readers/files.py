@@ -29,6 +29,7 @@ MAX_STEP = 10**9  # Steps and numbers of checkpoints; more are not plausible.
 ALWAYS_ALLOWED = 2**30  # Bytes of a file that is read as a whole, or in any compressed file.
 MAX_HEADER = 1000  # Bytes of the header of an array.
 MAX_AXES = 16
+MAY_LACK = "If you downloaded it, compare its size with the original's, or download it again."
 
 # --- any file ---
 

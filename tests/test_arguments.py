@@ -123,6 +123,7 @@ def invalid():
               (prior.sample, "schedul", "schedule"),
               (bad(prior.log_prob, np.zeros(2)), "tolerence", "tolerance"),
               (bad(ss.Prior, SCORE, SDE, (2,)), "suport", "support"),
+              (bad(prior.posterior, np.zeros(2), jnp.sum), "nois", "noise"),
               (measured(np.zeros(2)), "methd", "method"),
               (measured(np.zeros(2), method="smc"), "particels", "particles"),
               (posterior.sample, "stps", "steps"),

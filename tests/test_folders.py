@@ -287,6 +287,17 @@ def test_arrays_that_do_not_fit_are_errors(tmp_path, array, fields, message):
     refused(message, load, tmp_path / "a.npy", dataset="array", num_channels=1, **fields)
 
 
+def test_a_data_set_of_real_numbers_states_their_range(monkeypatch):
+    images = datasets.Images(np.ones((2, 8, 8, 1), np.float32))
+    monkeypatch.setitem(datasets.DATASETS, "reals", lambda split, config: images)
+    named = {"data.dataset": "reals"}
+    refused(
+        "'reals' are float32; they must be uint8", datasets.load, tiny.config(**named).data, "test"
+    )
+    stated = tiny.config(**named, **{"data.value_range": (0.0, 1.0)}).data
+    assert datasets.load(stated, "test") is images
+
+
 @pytest.mark.parametrize("centered", [True, False])
 def test_real_numbers(centered):
     """The map to the model has the slope log_scale and an inverse, and adds no noise."""

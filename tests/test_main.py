@@ -332,7 +332,7 @@ def test_config_files_that_do_not_work(tmp_path):
         "def get_config(): return {}": r"get_config\(\) returned dict, but it must return an ml_",
         "x =": "SyntaxError: invalid syntax",
         "import nothing_of_this_name": "No module named 'nothing_of_this_name'",
-        "x = 1": "has no attribute 'get_config'",
+        "x = 1": "it does not define a function get_config",
     }.items():
         path.write_text(text)
         refused(message, read_config_file, path)
