@@ -150,7 +150,7 @@ def check_supported(network: nnx.Module, code_base: str) -> ncsnpp.NCSNpp | ddpm
 
 
 def check_unconditional(network: nnx.Module, code_base: str) -> None:
-    """Raise InputError for conditions, patches or EDM's embedding, which `code_base` lacks."""
+    """Raise InputError for a conditional network, or EDM's embedding: `code_base` has none."""
     embedding, field = getattr(network, "embedding_type", "positional"), ""
     if embedding not in ("fourier", "positional"):
         field = f"model.embedding_type = {embedding!r}"
@@ -160,8 +160,6 @@ def check_unconditional(network: nnx.Module, code_base: str) -> None:
         ("image_channels", "image_channels"),
     ):
         field = f"data.{name} > 0" if getattr(network, attribute, None) else field
-    if getattr(network, "patch_size", 1) > 1:
-        field = "model.patch_size > 1"
     if field:
         raise InputError(
             f"There are no networks with {field} in {code_base}. Only .safetensors files can store "

@@ -340,25 +340,6 @@ def test_image_sizes(name):
             refused(f"data.image_size = {message}", build, size)
 
 
-def test_patches_are_pixels_with_more_channels():
-    """A network sees the patches of an image, row by row, as the pixels of a smaller image."""
-    options = NETWORKS["ncsnpp"].arguments(OPTIONS | {"num_res_blocks": 0})
-    options |= {"num_channels": 2, "progressive_input": "residual"}
-
-    def output(x, **more):
-        network = NCSNpp(**options | more, rngs=layers.Rngs(jax.random.key(0)))
-        return np.asarray(jax.jit(lambda x: network(x, jnp.ones(2)))(x))
-
-    x = np.random.default_rng(0).normal(size=(2, 8, 12, 2)).astype(np.float32)
-    patches = np.stack([x[:, i::2, j::2] for i in (0, 1) for j in (0, 1)], 3)
-    expected = output(patches.reshape(2, 4, 6, 8), image_size=(4, 6), num_channels=8)
-    found = output(x, image_size=(8, 12), patch_size=2)
-    found = np.stack([found[:, i::2, j::2] for i in (0, 1) for j in (0, 1)], 3)
-    np.testing.assert_array_equal(found.reshape(expected.shape), expected)
-    message = "= 12 cannot be divided by model.patch_size = 4 and halved 1 times.* multiple of 8"
-    refused(message, NCSNpp, **options, image_size=12, patch_size=4, rngs=None)
-
-
 # --- options of EDM's networks ---
 
 
