@@ -134,7 +134,6 @@ _NETWORK = {
     "model.ch_mult": Option(ABSENT, Sequence(Integer(1, 2**10), 1, 16), "Features / model.nf."),
     "model.num_res_blocks": Option(ABSENT, Integer(0, 32), "Residual blocks of a level."),
     "model.attn_resolutions": Option(ABSENT, Sequence(_SIDE, 0, 16), "Sides with self-attention."),
-    "model.patch_size": Option(ABSENT, Integer(1, 64), "Pixels per side of a U-Net's patches."),
     "model.attend_after_each_up_block": Option(ABSENT, FLAG, "As in Ho et al. (2020)."),
     "model.resamp_with_conv": Option(ABSENT, FLAG, "Resampling layers convolve."),
     "model.conditional": Option(ABSENT, FLAG, "Condition on the noise level."),

@@ -75,14 +75,13 @@ ACTIVATIONS: dict[str, Activation] = {
 """By `model.nonlinearity`."""
 
 
-def check_halvings(image_size: ImageSize, halvings: int, patch_size: int = 1) -> None:
-    """Raise InputError unless the number of patches per side can be halved that often."""
-    multiple = patch_size * 2**halvings
+def check_halvings(image_size: ImageSize, halvings: int) -> None:
+    """Raise InputError unless both sides can be halved as often as a network requires."""
+    multiple = 2**halvings
     if any(side % multiple for side in sides(image_size)):
-        divided = f"divided by model.patch_size = {patch_size} and " if patch_size > 1 else ""
         raise InputError(
-            f"data.image_size = {image_size} cannot be {divided}halved {halvings} times, which the "
-            f"levels of this network require; use a multiple of {multiple}, or fewer levels."
+            f"data.image_size = {image_size} cannot be halved {halvings} times, which the levels "
+            f"of this network require; use a multiple of {multiple}, or fewer levels."
         )
 
 

@@ -18,20 +18,6 @@ from models.convolution import LAYOUT, convolve
 FACTOR = 2
 
 
-def to_patches(x: Array, size: int) -> Array:
-    """Return patches of s = size pixels per side as pixels: -> (B, H/s, W/s, s^2 C)."""
-    batch, height, width, _ = x.shape
-    rows = x.reshape(batch, height // size, size, width // size, -1).swapaxes(2, 3)
-    return rows.reshape(batch, height // size, width // size, -1)
-
-
-def from_patches(x: Array, size: int) -> Array:
-    """Undo `to_patches`."""
-    batch, height, width, _ = x.shape
-    rows = x.reshape(batch, height, width, size, -1).swapaxes(2, 3)
-    return rows.reshape(batch, size * height, size * width, -1)
-
-
 def upsample_nearest(x: Array) -> Array:
     """Repeat every pixel: (B, H, W, C) -> (B, 2H, 2W, C)."""
     return jnp.repeat(jnp.repeat(x, FACTOR, axis=1), FACTOR, axis=2)

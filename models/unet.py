@@ -8,16 +8,15 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any, Self
+from typing import Any
 
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from models import embeddings, layers, resample
+from models import embeddings, layers
 from models.blocks import BlockOptions
 from models.building import NetworkOptions
-from readers.image_sizes import sides
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -27,10 +26,7 @@ class UNetOptions(NetworkOptions):
     Attributes:
       nf, ch_mult, num_res_blocks: level i has nf ch_mult[i] features and num_res_blocks blocks on
         the way down, one more on the way up.
-      patch_size: all layers see patches of this many pixels per side as one pixel with more
-        channels, which saves most of the time of the first level (arXiv:2207.04316).
-      attn_resolutions: side lengths, in patches, at which there is self-attention; see
-        `attending_levels`.
+      attn_resolutions: side lengths at which there is self-attention; see `attending_levels`.
       dropout: dropout rate in all blocks.
       classes, vector_size, image_channels: what the network is conditioned on: the number of
         classes, the entries of a vector, and the channels of an image; see `conditions.Kinds`.
@@ -44,7 +40,6 @@ class UNetOptions(NetworkOptions):
     ch_mult: Sequence[int]
     num_res_blocks: int
     attn_resolutions: Sequence[int]
-    patch_size: int = 1
     dropout: float = 0.0
     classes: int = 0
     vector_size: int = 0
@@ -53,17 +48,7 @@ class UNetOptions(NetworkOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        layers.check_halvings(self.image_size, self.lowest, self.patch_size)
-
-    def of_patches(self) -> Self:
-        """Return the options of the same layers on images whose pixels are the patches of these."""
-        area = self.patch_size**2
-        return dataclasses.replace(
-            self,
-            image_size=tuple(side // self.patch_size for side in sides(self.image_size)),
-            num_channels=self.num_channels * area,
-            patch_size=1,
-        )
+        layers.check_halvings(self.image_size, self.lowest)
 
     @property
     def widths(self) -> list[int]:
@@ -105,14 +90,11 @@ class UNet(nnx.Module):
     """Whether classes and vectors enter "before" or "after" the dense layers of the embedding."""
 
     def __init__(self, *, rngs: layers.Rngs, **options: Any) -> None:
-        of_pixels = self.Options(**options)
-        o = of_pixels.of_patches()
+        o = self.Options(**options)
         self.act = o.block.act
         self.nf, self.image_channels = o.nf, o.image_channels
-        self.patch_size = of_pixels.patch_size
         self._build_embedding(o, rngs)
-        condition = o.image_channels + 1 if o.image_channels else 0
-        channels = o.num_channels + self.patch_size**2 * condition
+        channels = o.num_channels + (o.image_channels + 1 if o.image_channels else 0)
         self.conv_in = layers.conv3x3(channels, o.nf, rngs=rngs)
         self._build_levels(o, rngs)
         self._build_output(o, rngs)
@@ -183,12 +165,8 @@ class UNet(nnx.Module):
     ) -> Array:
         """Return the raw output for images x in [-1, 1]; `rngs` turns dropout on."""
         temb = self.embed(label, classes, vector)
-        x = resample.to_patches(x, self.patch_size)
-        if image is None:
-            inputs = x
-        else:
-            inputs = jnp.concatenate([x, resample.to_patches(image, self.patch_size)], -1)
+        inputs = x if image is None else jnp.concatenate([x, image], -1)
         h = self.apply_levels(x, self.conv_in(inputs), temb, rngs)
-        if self.norm_out is not None and self.conv_out is not None:
-            h = self.conv_out(self.act(self.norm_out(h)))
-        return resample.from_patches(h, self.patch_size)
+        if self.norm_out is None or self.conv_out is None:
+            return h
+        return self.conv_out(self.act(self.norm_out(h)))

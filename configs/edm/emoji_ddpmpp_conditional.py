@@ -1,6 +1,6 @@
 """DDPM++ of EDM on color emoji, conditioned on the subgroup of Unicode; see docs/data.md.
 
-The network sees patches of 4x4 pixels and has 2.9 million parameters."""
+The network has 3.1 million parameters."""
 
 from configs import networks
 from configs.default_emoji_configs import get_default_configs
@@ -9,11 +9,10 @@ from configs.default_emoji_configs import get_default_configs
 def get_config():
     config = get_default_configs(networks.ddpmpp)
     config.data.update(dataset="folder", path="emoji", num_classes=82, centered=True)
-    config.model.update(nf=96, ch_mult=(1, 1), patch_size=4, attn_resolutions=(4,))
-    config.model.scale_by_sigma = False
+    config.model.update(ch_mult=(1, 2, 3, 3), scale_by_sigma=False)
     config.model.update(class_embedding="before", class_dropout=0.1)
     config.model.update(sigma_data=0.6, ema_stds=(0.05, 0.1))
-    config.training.update(sde="edmsde", time_distribution="log_normal", n_iters=16000)
-    config.training.update(snapshot_freq=2000, snapshot_freq_for_preemption=500)
-    config.eval.update(begin_ckpt=8, bpd_t_min=0.002)  # The smallest noise level of training.
+    config.training.update(sde="edmsde", time_distribution="log_normal", n_iters=4000)
+    config.training.update(snapshot_freq=1000, snapshot_freq_for_preemption=200)
+    config.eval.update(begin_ckpt=4, bpd_t_min=0.002)  # The smallest noise level of training.
     return config
