@@ -12,7 +12,7 @@ def get_config():
     config.model.update(ch_mult=(1, 2, 3, 3), scale_by_sigma=False)
     config.model.update(class_embedding="before", class_dropout=0.1)
     config.model.update(sigma_data=0.6, ema_stds=(0.05, 0.1))
-    config.training.update(sde="edmsde", time_distribution="log_normal", n_iters=4000)
+    config.training.update(sde="edmsde", time_distribution="log_normal", n_iters=8000)
     config.training.update(snapshot_freq=1000, snapshot_freq_for_preemption=200)
-    config.eval.update(begin_ckpt=4, bpd_t_min=0.002)  # The smallest noise level of training.
+    config.eval.update(begin_ckpt=8, bpd_t_min=0.002)  # The smallest noise level of training.
     return config
