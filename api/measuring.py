@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 import jax
@@ -29,7 +29,7 @@ from controllable.measurements import (
 )
 from controllable.methods import METHODS
 from controllable.operators import Operator, decompose
-from errors import InputError
+from errors import InputError, nearest, unknown_option
 from options import NOISE_SCALE, AnyOf, Real
 from sde_lib import SDE
 
@@ -48,8 +48,16 @@ def make_measurement(
     operator: Operator | Function | None,
     noise: Any,
     log_likelihood: Density | None,
+    options: Mapping[str, Any],
 ) -> Evidence:
-    """Return how y depends on x, without y. Raises InputError if arguments do not fit together."""
+    """Return how y depends on x, without y.
+
+    Raises InputError if arguments do not fit together, or if one of the options is a misspelled one.
+    """
+    arguments = ("noise", "log_likelihood")
+    for name in options:
+        if nearest(name, arguments):  # Otherwise the error would say that noise is missing.
+            raise unknown_option(name, options[name], "posterior", arguments)
     if log_likelihood is not None:
         if operator is not None or noise is not None:
             raise InputError("log_likelihood replaces operator and noise; omit these.")

@@ -24,7 +24,6 @@ from api.posterior import Posterior
 from api.weighted import WeightedPosterior
 from controllable.methods import METHODS, WEIGHTED, default_method
 from controllable.operators import Operator
-from errors import nearest, unknown_option
 from likelihood import TOLERANCE, check_dequantized
 from options import FLAG
 from sampling import Defaults, Fitted, Flow, Sampler, Samples
@@ -337,10 +336,7 @@ class Prior:
 
         Raises InputError for arguments that do not fit each other.
         """
-        for name, value in options.items():
-            if nearest(name, ("noise", "log_likelihood")):
-                raise unknown_option(name, value, "posterior", ("noise", "log_likelihood"))
-        model = make_measurement(operator, noise, log_likelihood)
+        model = make_measurement(operator, noise, log_likelihood, options)
         y_shape = shape_of_y(model, self.event_shape, y)
         if weights:
             method = WEIGHTED + (method or "moment_matching")
