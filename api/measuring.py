@@ -52,7 +52,7 @@ def make_measurement(
 ) -> Evidence:
     """Return how y depends on x, without y.
 
-    Raises InputError if arguments do not fit together, or if one of the options is a misspelled one.
+    Raises InputError if arguments do not fit together, or one of the options is a misspelled one.
     """
     arguments = ("noise", "log_likelihood")
     for name in options:

@@ -39,7 +39,6 @@ GUIDED = 250  # images of classes that are drawn with guidance
 CLASSIFIER = 500  # training steps of the classifier of noised images
 IMAGES = 100  # held-out images of the other measurements
 FEW = 8  # images of measurements with the larger networks of zoo/
-CORRECTOR_SNR = 0.16  # of the corrector alone
 TOLERANCES = (1e-5, 1e-3, 1e-1)
 LOW = 0.8  # temperature
 ZOO = {"VP": "digits", "zoo/fashion_vp": "Fashion-MNIST", "zoo/emoji_vp": "emoji"}
@@ -67,10 +66,10 @@ def _cell(study: Study, steps: int, network: str, name: str, kind: str) -> Estim
     options["steps"] = steps * (2 if kind in ("P2", "C") else 1)
     if kind == "C":
         options |= {"predictor": "none", "probability_flow": False}
-    if kind in ("C", "PC"):
-        snr = CORRECTOR_SNR if kind == "C" else SNR[network.partition(",")[0]]
-        options |= {"corrector": "langevin", "snr": snr}
-    return study.distances(network, **options)
+    if kind not in ("C", "PC"):
+        return study.distances(network, **options)
+    title = f"{network}, {kind if kind == 'C' else name}, {steps}"
+    return study.tuned_distances(network, title, **options | {"corrector": "langevin"})
 
 
 def predictor_corrector(study: Study) -> Checks:
@@ -290,6 +289,8 @@ def main(options: argparse.Namespace) -> None:
         about = common.provenance(f"python -m studies.claims --folder=DIR --claim={number}")
         floors = ", ".join(f"{each:.4f} ({data})" for data, each in study.floors.items())
         about += f" Networks: {options.seeds} (digits), 1 (others). Floors: {floors or 'none'}."
+        tuned = ", ".join(f"{snr} ({title})" for title, snr in study.tuned.items())
+        about += f" Tuned ratios of signal to noise: {tuned}." if tuned else ""
         common.write_blocks(PAGE, {f"claim {number}": [about, "", *lines]})
     common.write_blocks(PAGE, {"summary": summary(PAGE.read_text(), list(CLAIMS))})
 

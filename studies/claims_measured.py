@@ -50,6 +50,12 @@ def draws(model: TrainedModel, *, seed: int, count: int, sampler: str, **options
     return {"distance": distance(model, x)}
 
 
+def tuning(model: TrainedModel, *, seed: int, count: int, **options: Any) -> Found:
+    """Return the `distance` of `count` samples to training images, by which options are chosen."""
+    x = distances.scale(model.to_images(model.sample(count, seed=seed, **options)))
+    return {"distance": distances.estimated_distance(distances.quantiles(model, "train"), x)}
+
+
 def flow(model: TrainedModel, *, seed: int, count: int, tolerance: float) -> Found:
     """Return the `distance` by the adaptive ODE, its `evaluations`, and 1,000 / these, `saving`."""
     keys = sampling.image_keys(jax.random.key(seed), jnp.arange(count))

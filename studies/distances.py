@@ -63,11 +63,14 @@ def scale(images: np.ndarray | Array) -> np.ndarray:
     return np.asarray(images, np.float64) / 127.5 - 1
 
 
-def held_out(model: TrainedModel, count: int) -> np.ndarray:
-    """Return at most `count` held-out images, evenly spaced in their order; grey levels."""
-    test = common.images(model, "test")
-    chosen = np.linspace(0, len(test) - 1, min(count, len(test))).round().astype(int)
-    return np.asarray(test.batch(chosen).pixels)
+def evenly_spaced(model: TrainedModel, count: int, split: str) -> np.ndarray:
+    """Return at most `count` images of a split, evenly spaced in their order; grey levels."""
+    images = common.images(model, split)
+    chosen = np.linspace(0, len(images) - 1, min(count, len(images))).round().astype(int)
+    return np.asarray(images.batch(chosen).pixels)
+
+
+held_out = functools.partial(evenly_spaced, split="test")
 
 
 def nearest(images: np.ndarray, operator: Operator, y: np.ndarray | Array) -> np.ndarray:
@@ -82,23 +85,23 @@ def is_digits(model: TrainedModel) -> bool:
 
 
 @functools.cache
-def reference(model: TrainedModel) -> tuple[np.ndarray, np.ndarray]:
-    """Return held-out images of a model's data set in [-1, 1], and their weights.
+def reference(model: TrainedModel, split: str = "test") -> tuple[np.ndarray, np.ndarray]:
+    """Return images of a split of a model's data set in [-1, 1], and their weights.
 
     The classes of digits are weighted as in training.
     """
     if not is_digits(model):
-        images = scale(held_out(model, HELD_OUT))
+        images = scale(evenly_spaced(model, HELD_OUT, split))
         return images, np.ones(len(images))
-    train, test = (common.images(model, split) for split in ("train", "test"))
-    known, drawn = (np.bincount(np.asarray(each.labels)) / len(each) for each in (train, test))
-    return scale(digits(np.asarray(test.pixels))), (known / drawn)[np.asarray(test.labels)]
+    train, used = (common.images(model, each) for each in ("train", split))
+    known, drawn = (np.bincount(np.asarray(each.labels)) / len(each) for each in (train, used))
+    return scale(digits(np.asarray(used.pixels))), (known / drawn)[np.asarray(used.labels)]
 
 
 @functools.cache
-def quantiles(model: TrainedModel) -> np.ndarray:
-    """Return the quantiles of the held-out images."""
-    return weighted_quantiles(*reference(model))
+def quantiles(model: TrainedModel, split: str = "test") -> np.ndarray:
+    """Return the quantiles of the images of a split."""
+    return weighted_quantiles(*reference(model, split))
 
 
 @functools.cache

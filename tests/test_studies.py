@@ -266,6 +266,20 @@ def test_the_claims_and_the_page_have_the_same_rows(tmp_path):
     assert summary(page, list(claims.CLAIMS)) == written
 
 
+def test_the_ratio_of_signal_to_noise_is_chosen_by_training_images(tmp_path):
+    class Tuning(FakeStudy):
+        def measure(self, function, *names, snapshot=None, shift=0, **arguments):
+            distance = (arguments["snr"] - 0.1) ** 2
+            is_tuning = function == claims_measured.tuning
+            assert len(self.seeds) == (1 if is_tuning else 2)
+            return {"distance": [Estimate(distance if is_tuning else 7 + distance, 0.1)]}
+
+    study = Tuning(tmp_path, [0, 1])
+    (found,) = study.tuned_distances("VE", "VE, flow", sampler="pc")
+    assert found.value == pytest.approx(7)
+    assert study.tuned == {"VE, flow": 0.1}
+
+
 def test_sliced_distance_of_a_shift():
     """All quantiles along a direction u move by shift . u; their mean square has a closed form."""
     rng, shift = np.random.default_rng(0), np.linspace(0.1, 0.4, 4)
@@ -297,6 +311,9 @@ def test_digits_are_recognized_and_their_floor_is_small():
     x = np.asarray(model.from_images(np.asarray(train.batch(np.arange(1000)).pixels)))
     near, far = (distances.distance(model, each).value for each in (x, x / 2))
     assert near < 0.1 < far
+    every = distances.scale(distances.digits(np.asarray(train.pixels)))
+    of_training = distances.quantiles(model, "train")
+    assert distances.sliced_distance(of_training, every) == pytest.approx(0, abs=1e-12)
 
 
 @pytest.fixture
