@@ -24,7 +24,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from controllable.daps import draw_event
-from controllable.measurements import Measurement, Observation
+from controllable.measurements import Linearization, Measurement, Observation
 from sde_lib import SDE, Score, Step, expand
 from solvers.loop import fold_in, standard_normal, wrapped
 from solvers.predictor_corrector import Constraint, Update
@@ -77,8 +77,8 @@ def moment_matching(
     operator, the system that is solved is as well conditioned as the covariance of x_0 given x_t
     (`Measurement.linearize`); with a function, its condition number is that of y, so that an
     ill-conditioned matrix should be given as `operators.dense`. The Jacobian of a network is not
-    quite symmetric and positive definite, so an image stops iterating at a direction without
-    positive curvature.
+    quite symmetric and positive semidefinite, so an image stops iterating at a direction along
+    which the covariance of y would be below that of its noise.
     """
 
     def guided(score: Score, measurement: Observation, x: Array, t: Array) -> Array:
@@ -92,7 +92,7 @@ def moment_matching(
         def cov_y(v: Array) -> Array:
             return near.forward(cov_x(near.adjoint(v))) + near.noise_var * v
 
-        v = solve(cov_y, near.residual, iterations)
+        v = solve(cov_y, near.residual, iterations, near)
         return s + pull_back(near.adjoint(v))[0]
 
     return wrapped(guided, score, measurement)
@@ -103,11 +103,9 @@ def matched_draw(
 ) -> tuple[Array, int]:
     """Add to the mean x of x_0 given a state at t_end and y a draw of N(0, its covariance).
 
-    A draw without y, of covariance C = level^2 J with J = dD/du for u = x_t / alpha, is corrected
-    by a draw of y (Matheron's rule). Its square root is J (1 + R/2 + 3 R^2/8 + 5 R^3/16) with
-    R = 1 - J, exact to 2 % where J > 1/2: where data vary less than the level, J is near 0, and
-    elsewhere it is near 1. It evaluates the score once, as it returns, and its gradient
-    iterations + 4 times.
+    A draw without y, of covariance level^2 J with J = dD/du for u = x_t / alpha, is corrected by a
+    draw of y (Matheron's rule). It evaluates the score once, as it returns, and its gradient
+    iterations + ROOT times.
     """
     t = jnp.full(len(x), sde.t_end)
     alpha, var = sde.alpha(t[0]), (sde.noise_to_signal(t[0])) ** 2
@@ -120,13 +118,9 @@ def matched_draw(
     def cov_y(v: Array) -> Array:
         return near.forward(var * shrink(near.adjoint(v))) + near.noise_var * v
 
-    total = power = standard_normal(fold_in(keys, 0), x.shape)
-    for coefficient in (1 / 2, 3 / 8, 5 / 16):
-        power = power - shrink(power)
-        total = total + coefficient * power
-    draw = jnp.sqrt(var) * shrink(total)
+    draw = jnp.sqrt(var) * root(shrink, standard_normal(fold_in(keys, 0), x.shape))
     predicted = near.forward(draw) + jnp.sqrt(near.noise_var) * near.noise(fold_in(keys, 1))
-    return x + draw - var * shrink(near.adjoint(solve(cov_y, predicted, iterations))), 1
+    return x + draw - var * shrink(near.adjoint(solve(cov_y, predicted, iterations, near))), 1
 
 
 def pigdm_draw(
@@ -144,23 +138,52 @@ def _denoised_variance(sde: SDE, t: Array, prior_std: float = 1.0) -> Array:
     return 1 / (sde.noise_to_signal(t) ** -2 + prior_std**-2)
 
 
-TOLERANCE, MOST_ITERATIONS = 0.01, 50
+TOLERANCE, MOST_ITERATIONS, ROOT = 0.01, 50, 8
 
 
-def solve(apply: Callable[[Array], Array], b: Array, iterations: int) -> Array:
+def solve(apply: Callable[[Array], Array], b: Array, iterations: int, near: Linearization) -> Array:
     """Return `conjugate_gradients` with so many iterations, or with 0 until TOLERANCE."""
-    if iterations:
-        return conjugate_gradients(apply, b, iterations)
-    return conjugate_gradients(apply, b, MOST_ITERATIONS, TOLERANCE)
+    limits = (iterations, 1e-5) if iterations else (MOST_ITERATIONS, TOLERANCE)
+    return conjugate_gradients(apply, b, *limits, least=near.noise_var)
+
+
+def root(apply: Callable[[Array], Array], z: Array) -> Array:
+    """Return sqrt(J) z (B, ...) of the part of J = `apply` that is symmetric and has no negative
+    eigenvalues, in the space of the first ROOT powers of J times z (the method of Lanczos).
+
+    Denoisers of networks have negative eigenvalues, where the series of the root diverges.
+    """
+
+    def dot(u: Array, v: Array) -> Array:
+        return (u * v).reshape(len(u), -1).sum(-1)
+
+    length = jnp.sqrt(dot(z, z))
+    basis, images = [z / expand(length, z)], []
+    for _ in range(ROOT):
+        images.append(apply(basis[-1]))
+        new = images[-1]
+        for _ in range(2):  # Once leaves errors of rounding.
+            for each in basis:
+                new = new - expand(dot(each, new), new) * each
+        size = jnp.sqrt(dot(new, new))
+        basis.append(new / expand(jnp.where(size > 1e-5, size, jnp.inf), new))
+    matrix = jnp.stack([jnp.stack([dot(u, v) for v in images], -1) for u in basis[:-1]], -2)
+    values, vectors = jnp.linalg.eigh((matrix + matrix.swapaxes(1, 2)) / 2)
+    weights = jnp.einsum("bij,bj,bj->bi", vectors, jnp.sqrt(values.clip(0)), vectors[:, 0])
+    return jnp.einsum("bi,ib...->b...", length[:, None] * weights, jnp.stack(basis[:-1]))
 
 
 def conjugate_gradients(
-    apply: Callable[[Array], Array], b: Array, iterations: int, tolerance: float = 1e-5
+    apply: Callable[[Array], Array],
+    b: Array,
+    iterations: int,
+    tolerance: float = 1e-5,
+    least: Array | float = 0.0,
 ) -> Array:
     """Solve apply(v) = b for each entry of a batch b (B, ...); v (B, ...), real or complex.
 
-    An entry stops at its first direction of curvature 0 or below, and where the residual is below
-    `tolerance` times b.
+    An entry stops at its first direction of curvature 0 or below, or below that of the diagonal
+    matrix `least`, and where the residual is below `tolerance` times b.
     """
 
     def dot(u: Array, v: Array) -> Array:
@@ -177,7 +200,7 @@ def conjugate_gradients(
         count, v, residual, direction, square, active = carry
         image = apply(direction)
         curvature = dot(direction, image)
-        active &= curvature > 0
+        active &= curvature > 0.999 * dot(direction, least * direction)  # to rounding
         step = ratio(square, curvature, active)
         v = v + step * direction
         residual = residual - step * image

@@ -24,10 +24,10 @@ BUDGETS = {
     "parameters of a function": 8,
 }
 CURRENT = {
-    "lines of code": 32_592,
-    "lines of tests": 20_789,
+    "lines of code": 32_666,
+    "lines of tests": 20_838,
     "top-level modules": 26,
-    "lines of a package": 4_877,  # studies; models and api have 3,255
+    "lines of a package": 4_909,  # studies; models and api have 3,255
 }
 
 

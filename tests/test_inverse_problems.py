@@ -297,8 +297,25 @@ def test_clip_denoised():
     np.testing.assert_allclose(clipped_mean, jnp.clip(mean, -0.5, 0.5), atol=1e-4)
 
 
+@pytest.mark.parametrize("dims", [5, 40])
+def test_root_ignores_negative_eigenvalues(dims):
+    """Denoisers of networks have some; a series of the root diverges there."""
+    rng = np.random.default_rng(0)
+    vectors = np.linalg.qr(rng.normal(size=(2, dims, dims)))[0]
+    values = rng.choice([-0.35, 0.0, 0.1, 0.6, 1.4], (2, 1, dims))
+    matrix = (vectors * values) @ vectors.swapaxes(1, 2)
+    exact = (vectors * np.sqrt(values.clip(0))) @ vectors.swapaxes(1, 2)
+    z = rng.normal(size=(2, dims))
+
+    def apply(v):
+        return jnp.einsum("bij,bj->bi", jnp.asarray(matrix, jnp.float32), v)
+
+    found = inverse_problems.root(apply, jnp.asarray(z, jnp.float32))
+    np.testing.assert_allclose(found, np.einsum("bij,bj->bi", exact, z), atol=1e-3)
+
+
 def test_conjugate_gradients():
-    """Each system is solved, or stops before negative curvature; derivatives are finite."""
+    """Each system is solved, or stops before too small a curvature; derivatives are finite."""
     a = np.random.default_rng(0).normal(size=(3, 6, 6))
     a = np.asarray(a @ a.swapaxes(1, 2) + np.eye(6), np.float32)
     a[1] *= -1
@@ -308,5 +325,8 @@ def test_conjugate_gradients():
     exact = np.linalg.solve(a, b[..., None])[..., 0] * np.array([1, 0, 1])[:, None]
     found = solve(lambda v: jnp.einsum("bij,bj->bi", a, v), jnp.asarray(b), 12)
     np.testing.assert_allclose(found, exact, atol=1e-3)
+    for least, value in ((1.0, 0.5), (2.1, 0.0)):
+        found = solve(lambda v: 2 * v, jnp.ones((1, 3)), 3, least=least)
+        np.testing.assert_allclose(found, value, rtol=1e-5)
     _, slope = jax.jvp(lambda b: solve(lambda v: 2 * v, b, 3), (small,), (jnp.ones((1, 3)),))
     np.testing.assert_allclose(slope, 0.5, rtol=1e-5)
