@@ -1,10 +1,10 @@
 """The paper's Table 1 with exact scores: predictors and correctors without a network.
 
-python -m studies.table1 --folder=DIR [--data=emoji] [--write]
+python -m studies.table1 --folder=DIR [--data=emoji|centered] [--write]
 
 Prints a table of docs/sampling.md, and with --write puts it into the page; a run that is stopped
-resumes from DIR. The data are training digits, or color emoji of 32x32 pixels, each widened to a
-Gaussian, so that their score is known at every noise level.
+resumes from DIR. The data are training digits, or color emoji of 32x32 pixels, also without their
+mean image, each widened to a Gaussian, so that their score is known at every noise level.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ from studies.distances import estimated_distance, levels, sliced_distance
 from studies.sampling import SDES
 
 OPTIONS = {"folder": "", "data": "digits", "write": False}
-COUNTS = {"digits": (500, 500), "emoji": (100, 200)}  # images, and samples for a seed
+COUNTS = {"digits": (500, 500), "emoji": (100, 200), "centered": (100, 200)}
+"""Images, and samples for a seed."""
 WIDTH, FEATURES = 0.05, 64  # the standard deviation of each image in [-1, 1]; see `features`
 EXACT, FLOORS = 100_000, 20  # exact samples, whose quantiles are those of the data; other sets
 SEEDS, TUNED_ON = range(1, 7), range(1)  # of the rows, and of the signal-to-noise ratios
@@ -77,8 +78,8 @@ def images(data: str) -> np.ndarray:
         return np.asarray(load_digits(return_X_y=True)[0], np.float32)[:count] / 8 - 1
     train = datasets.load(get_default_configs().data, "train")
     chosen = np.linspace(0, len(train) - 1, count).round().astype(int)
-    pixels = distances.scale(np.asarray(train.batch(chosen).pixels))
-    return pixels.reshape(count, -1).astype(np.float32)
+    pixels = distances.scale(np.asarray(train.batch(chosen).pixels)).reshape(count, -1)
+    return (pixels - (pixels.mean(0) if data == "centered" else 0)).astype(np.float32)
 
 
 def draw(data: str, seed: int, count: int) -> np.ndarray:
