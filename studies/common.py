@@ -281,10 +281,14 @@ def command(module: str, options: Mapping[str, Any], given: Mapping[str, Any]) -
 
 
 def provenance(command: str) -> str:
-    """Return a sentence with the command, the commit and the machine of a measurement."""
-    words = ["git", "-C", str(ROOT), "describe", "--always", "--dirty"]
-    found = subprocess.run(words, capture_output=True, text=True)
-    commit = found.stdout.strip() or "unknown"
+    """Return a sentence with the command, the commit and the machine of a measurement.
+
+    The commit is called dirty if files differ from it; those of docs/, where results go, may.
+    """
+    git = functools.partial(subprocess.run, capture_output=True, text=True, cwd=ROOT)
+    commit = git(["git", "describe", "--always"]).stdout.strip() or "unknown"
+    if git(["git", "diff", "--quiet", "HEAD", "--", ":!docs"]).returncode == 1:
+        commit += "-dirty"
     return f"Measured by `{command}` at commit {commit}, on {tables.machine()}."
 
 
