@@ -25,7 +25,7 @@ BUDGETS = {
 }
 CURRENT = {
     "lines of code": 32_666,
-    "lines of tests": 20_838,
+    "lines of tests": 20_839,
     "top-level modules": 26,
     "lines of a package": 4_909,  # studies; models and api have 3,255
 }
