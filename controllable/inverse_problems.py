@@ -138,7 +138,8 @@ def _denoised_variance(sde: SDE, t: Array, prior_std: float = 1.0) -> Array:
     return 1 / (sde.noise_to_signal(t) ** -2 + prior_std**-2)
 
 
-TOLERANCE, MOST_ITERATIONS, ROOT = 0.01, 50, 8
+TOLERANCE, MOST_ITERATIONS = 0.01, 50
+ROOT = 8  # gradients that `root` evaluates
 
 
 def solve(apply: Callable[[Array], Array], b: Array, iterations: int, near: Linearization) -> Array:
@@ -147,27 +148,28 @@ def solve(apply: Callable[[Array], Array], b: Array, iterations: int, near: Line
     return conjugate_gradients(apply, b, *limits, least=near.noise_var)
 
 
+def _dot(u: Array, v: Array) -> Array:
+    """Return the real inner products (B,) of u and v (B, ...)."""
+    return (u.conj() * v).real.reshape(len(u), -1).sum(-1)
+
+
 def root(apply: Callable[[Array], Array], z: Array) -> Array:
-    """Return sqrt(J) z (B, ...) of the part of J = `apply` that is symmetric and has no negative
-    eigenvalues, in the space of the first ROOT powers of J times z (the method of Lanczos).
+    """Return sqrt(J) z (B, ...) for the matrix J = `apply`, in a Krylov space of ROOT vectors.
 
-    Denoisers of networks have negative eigenvalues, where the series of the root diverges.
+    J is replaced by its symmetric part without negative eigenvalues. Denoisers of networks have
+    some, where a series of the root diverges.
     """
-
-    def dot(u: Array, v: Array) -> Array:
-        return (u * v).reshape(len(u), -1).sum(-1)
-
-    length = jnp.sqrt(dot(z, z))
+    length = jnp.sqrt(_dot(z, z))
     basis, images = [z / expand(length, z)], []
     for _ in range(ROOT):
         images.append(apply(basis[-1]))
         new = images[-1]
         for _ in range(2):  # Once leaves errors of rounding.
             for each in basis:
-                new = new - expand(dot(each, new), new) * each
-        size = jnp.sqrt(dot(new, new))
+                new = new - expand(_dot(each, new), new) * each
+        size = jnp.sqrt(_dot(new, new))
         basis.append(new / expand(jnp.where(size > 1e-5, size, jnp.inf), new))
-    matrix = jnp.stack([jnp.stack([dot(u, v) for v in images], -1) for u in basis[:-1]], -2)
+    matrix = jnp.stack([jnp.stack([_dot(u, v) for v in images], -1) for u in basis[:-1]], -2)
     values, vectors = jnp.linalg.eigh((matrix + matrix.swapaxes(1, 2)) / 2)
     weights = jnp.einsum("bij,bj,bj->bi", vectors, jnp.sqrt(values.clip(0)), vectors[:, 0])
     return jnp.einsum("bi,ib...->b...", length[:, None] * weights, jnp.stack(basis[:-1]))
@@ -186,9 +188,6 @@ def conjugate_gradients(
     matrix `least`, and where the residual is below `tolerance` times b.
     """
 
-    def dot(u: Array, v: Array) -> Array:
-        return (u.conj() * v).real.reshape(len(u), -1).sum(-1)
-
     def ratio(numerator: Array, denominator: Array, active: Array) -> Array:
         quotient = numerator / jnp.where(active, denominator, 1)
         return expand(jnp.where(active, quotient, 0), b)
@@ -199,12 +198,12 @@ def conjugate_gradients(
     def iteration(carry: tuple) -> tuple:
         count, v, residual, direction, square, active = carry
         image = apply(direction)
-        curvature = dot(direction, image)
-        active &= curvature > 0.999 * dot(direction, least * direction)  # to rounding
+        curvature = _dot(direction, image)
+        active &= curvature > 0.999 * _dot(direction, least * direction)  # to rounding
         step = ratio(square, curvature, active)
         v = v + step * direction
         residual = residual - step * image
-        next_square = dot(residual, residual)
+        next_square = _dot(residual, residual)
         direction = residual + ratio(next_square, square, active) * direction
         active &= next_square > goal
         return count + 1, v, residual, direction, next_square, active
@@ -213,7 +212,7 @@ def conjugate_gradients(
     largest = jnp.abs(jax.lax.stop_gradient(b)).reshape(len(b), -1).max(-1)
     unit = expand(jnp.exp2(jnp.floor(jnp.log2(jnp.where(largest > 0, largest, 1)))), b)
     b = b / unit
-    square = dot(b, b)
+    square = _dot(b, b)
     goal = tolerance**2 * square
     start = (0, jnp.zeros_like(b), b, b, square, square > 0)
     return unit * jax.lax.while_loop(unfinished, iteration, start)[1]
