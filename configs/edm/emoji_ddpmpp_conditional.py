@@ -8,7 +8,7 @@ from configs.default_emoji_configs import get_default_configs
 
 def get_config():
     config = get_default_configs(networks.ddpmpp)
-    config.data.update(dataset="folder", path="emoji", num_classes=82, centered=True)
+    config.data.update(dataset="folder", path="emoji", num_classes=83, centered=True)
     config.model.update(ch_mult=(1, 2, 3, 3), scale_by_sigma=False)
     config.model.update(class_embedding="before", class_dropout=0.1)
     config.model.update(sigma_data=0.6, ema_stds=(0.05, 0.1))
