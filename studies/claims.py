@@ -18,7 +18,6 @@ import jax
 from errors import InputError
 from studies import claims_measured, common
 from studies.claims_study import (
-    AS_GOOD,
     OTHER_DATA,
     SAMPLES,
     Check,
@@ -29,6 +28,7 @@ from studies.claims_study import (
     summary,
     table,
 )
+from studies.common import AS_GOOD
 from studies.table1 import FID, PREDICTORS, SNR, STEPS
 
 OPTIONS = {"folder": "", "claim": "1,2,3,4,5,6,7,8,9", "seeds": 6}

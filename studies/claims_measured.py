@@ -163,18 +163,30 @@ def _decode(model: TrainedModel, z: np.ndarray) -> np.ndarray:
     return np.asarray(model.decode(jnp.asarray(z * model.sde.prior_std)))
 
 
+def with_classifier(
+    model: TrainedModel, folder: str, classes: tuple[int, ...], scale: float, **options: Any
+) -> tuple[Experiment, TrainedModel]:
+    """Return a model guided by a classifier, which is trained in a folder, and its experiment.
+
+    Image i is of class classes[i % n]. The options are those of config.classifier.
+    """
+    config = Config(model.config.to_dict())
+    config.guidance.update(classes=classes, scale=scale)
+    config.classifier.update(options)
+    config.sampling.update(method="solver", solver="dpm++_2m_sde", num_steps=20)
+    device = jax.devices()[0]
+    experiment = Experiment(config, [device])
+    experiment.classifier = jax.device_put(classifier.train(config, folder), device)
+    return experiment, experiment.trained_model(model.params)
+
+
 def guided(
     model: TrainedModel, *, seed: int, count: int, iterations: int, strength: float
 ) -> Found:
     """Train a classifier; return the share of guided samples of the requested class, `correct`."""
-    config = Config(model.config.to_dict())
-    config.guidance.update(classes=tuple(range(10)), scale=strength)
-    config.classifier.n_iters = iterations
-    config.sampling.update(method="solver", solver="dpm++_2m_sde", num_steps=20)
-    experiment = Experiment(config, jax.devices()[:1])
+    given = tuple(range(10)), strength
     with tempfile.TemporaryDirectory() as folder:
-        experiment.classifier = classifier.train(config, folder)
-    trained = experiment.trained_model(model.params)
+        experiment, trained = with_classifier(model, folder, *given, n_iters=iterations)
     images = np.asarray(experiment.draw_images(trained, seed * count, count).x)
     requested = np.arange(seed * count, (seed + 1) * count) % 10
     return {"correct": mean(distances.classes(images) == requested)}

@@ -12,7 +12,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import importlib
-import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -23,7 +22,7 @@ from benchmarks.tables import block, header, read_table, row
 from configs.default import Config, complete
 from errors import InputError
 from studies import claims_measured, common
-from studies.common import FAILS, HOLDS, UNKNOWN, Estimate, combine, holm, judge, log_ratio
+from studies.common import FAILS, HOLDS, UNKNOWN, Estimate, combine, holm, judge, judge_ratio
 from studies.table1 import SNRS
 
 # --- networks -------------------------------------------------------------------------------------
@@ -109,7 +108,6 @@ for _name in ("VP", "likelihood weighting", "sub-VP"):
 
 # --- measurements ---------------------------------------------------------------------------------
 
-AS_GOOD = 0.9
 SAMPLES, TUNED = 1000, 250  # images drawn for a distance, and for one that chooses an option
 Estimates = list[Estimate]
 """Of each seed; empty if nothing is measured."""
@@ -234,39 +232,24 @@ class Check(NamedTuple):
 
     def cells(self) -> list[str]:
         """Return the row of the page. What is only suggestive is in parentheses."""
-        paper, seeds, limit = f"[{self.paper}]" if self.paper else "", len(self.first), self.margin
+        paper, seeds = f"[{self.paper}]" if self.paper else "", len(self.first)
         if not seeds:
             return [self.text, self.case, paper, "", MISSING]
-        shown, found, number = self.more, combine(self.first), ""
+        shown = self.more
         if self.second:
             shown = (self.first, self.second, *shown)
             upper, lower = shown[:2] if self.is_larger else shown[1::-1]
-            found, base = combine([log_ratio(*pair) for pair in zip(upper, lower)]), combine(lower)
-            share = (base.floor / base.value) ** 2
-            limit = 0.5 * math.log(limit**2 + (1 - limit**2) * share)
-            number = ratio_above_floor(found, share)
-        verdict, p = judge(found, limit, seeds)
+            number, verdict, p = judge_ratio(upper, lower, self.margin)
+        else:
+            found = combine(self.first)
+            number, verdict, p = found.brief(), *judge(found, self.margin, seeds)
         verdict = f"({verdict})" if self.is_weak or seeds == 1 else f"{verdict}, {p:.2g}"
         here = f"{', '.join(combine(each).brief() for each in shown)} {paper}".strip()
-        return [self.text, self.case, here, number or found.brief(), verdict]
+        return [self.text, self.case, here, number, verdict]
 
 
 larger, smaller = Check, functools.partial(Check, is_larger=False)
 """Checks of two numbers, of which the first is claimed to be larger, or smaller."""
-
-
-def ratio_above_floor(ratio: Estimate, share: float) -> str:
-    """Return the ratio of what exceeds a floor, as the roots of differences of squares.
-
-    `ratio` is the logarithm of that of the distances, `share` the square of the floor relative to
-    the distance that is the divisor. Verdicts compare distances: a / b is larger than
-    (m^2 + (1 - m^2) share)^(1/2) if this ratio is larger than m.
-    """
-    square = math.exp(2 * ratio.value)
-    if min(square, 1) <= share:
-        return "at the floor"
-    found = math.sqrt((square - share) / (1 - share))
-    return Estimate(found, square * ratio.stderr / (1 - share) / found).brief()
 
 
 def table(checks: Iterable[Check]) -> list[str]:

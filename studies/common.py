@@ -29,8 +29,10 @@ from benchmarks import tables
 from configs.default import Config, complete
 from errors import InputError
 from score_sde import TrainedModel
+from sde_lib import VESDE, VPSDE, SubVPSDE
 
 ROOT = Path(__file__).parents[1]
+SDES = {"VE": VESDE(), "VP": VPSDE(), "sub-VP": SubVPSDE()}
 WITHOUT_EFFECT = ("runs", "benchmarks", "evaluation")
 """Modules whose code does not change what is trained or measured."""
 
@@ -143,6 +145,7 @@ def images(model: TrainedModel, split: str) -> datasets.Images:
 
 HOLDS, FAILS, UNKNOWN = "holds", "does not hold", "cannot tell"
 LEVEL = 0.05  # of a test, for either side
+AS_GOOD = 0.9  # the margin of ratios for "as good"
 
 
 class Estimate(NamedTuple):
@@ -220,6 +223,33 @@ def judge(estimate: Estimate, margin: float, seeds: int) -> tuple[str, float]:
     shift *= 1 / estimate.stderr if estimate.stderr else math.inf
     p = float(stats.t.sf(abs(shift), seeds - 1 if seeds > 1 else math.inf))
     return (UNKNOWN if not p <= LEVEL else HOLDS if shift > 0 else FAILS), p
+
+
+def judge_ratio(
+    upper: Sequence[Estimate], lower: Sequence[Estimate], margin: float
+) -> tuple[str, str, float]:
+    """Return the ratio of what exceeds the floors of distances, for each seed, as text.
+
+    And whether it is larger than a margin, with p, as `judge` does. Other numbers have no floor.
+    """
+    found, base = combine([log_ratio(*pair) for pair in zip(upper, lower)]), combine(lower)
+    share = (base.floor / base.value) ** 2
+    limit = 0.5 * math.log(margin**2 + (1 - margin**2) * share)
+    return ratio_above_floor(found, share), *judge(found, limit, len(upper))
+
+
+def ratio_above_floor(ratio: Estimate, share: float) -> str:
+    """Return the ratio of what exceeds a floor, as the roots of differences of squares.
+
+    `ratio` is the logarithm of that of the distances, `share` the square of the floor relative to
+    the distance that is the divisor. Verdicts compare distances: a / b is larger than
+    (m^2 + (1 - m^2) share)^(1/2) if this ratio is larger than m.
+    """
+    square = math.exp(2 * ratio.value)
+    if min(square, 1) <= share:
+        return "at the floor"
+    found = math.sqrt((square - share) / (1 - share))
+    return Estimate(found, square * ratio.stderr / (1 - share) / found).brief()
 
 
 def holm(p: Sequence[float]) -> float:

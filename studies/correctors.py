@@ -20,8 +20,9 @@ from benchmarks.tables import header, row
 from solvers import predictor_corrector
 from studies import common
 from studies.calibration import modes, prior_of
+from studies.common import SDES
 from studies.posterior_priors import Mixture
-from studies.sampling import CORRECTED, SDES
+from studies.sampling import CORRECTED
 
 OPTIONS = {"samples": 2000, "write": False}
 DIMS, BUDGETS = (8, 64), (200, 1000)

@@ -1,6 +1,6 @@
 """Ten evaluations at fitted noise levels and at other ones, and predictor-corrector with 2,000.
 
-python -m studies.few_steps --folder=DIR [--networks=VP,VE] [--samples=1000] [--pc=0] [--write]
+python -m studies.few_steps --folder=DIR [--samples=1000] [--pc=0] [--write]
 
 Prints a table of docs/sampling.md, and with --write puts it into the page. The networks of VP and
 VE are those of zoo/; the others are trained in DIR. A run that is stopped resumes. Levels are
@@ -11,7 +11,6 @@ predictor and corrector with 2,000 evaluations, which take 6 minutes of CPU time
 from __future__ import annotations
 
 import argparse
-import importlib
 from pathlib import Path
 
 import jax
@@ -23,19 +22,16 @@ import sampling
 import solvers
 from benchmarks.records import Record, Records
 from benchmarks.tables import header, row
-from configs.default import complete
-from options import choose
 from score_sde import TrainedModel
 from studies import common
 from studies.common import Estimate
 from studies.distances import distance, floor
-from studies.sampling import CORRECTED
+from studies.sampling import CONFIGS, CORRECTED
 
 ZOO = {"VP": "digits_vp", "VE": "digits_ve"}
-TRAINED = {"sub-VP": "subvp.digits_ddpmpp_continuous", "EDM": "edm.digits_ddpmpp"}
-NETWORKS = ",".join([*ZOO, *TRAINED])
-OPTIONS = {"folder": "", "networks": NETWORKS, "samples": 1000, "pc": 1000, "write": False}
-TRAINING_STEPS, STEPS, BATCH = 800, 10, 250
+TRAINED = {"sub-VP": CONFIGS["sub-VP"], "EDM": "edm.digits_ddpmpp"}
+OPTIONS = {"folder": "", "samples": 1000, "pc": 1000, "write": False}
+STEPS, BATCH = 10, 250
 PC = "predictor and corrector, 2,000"
 CASES = [("dpm++_2m_sde", each) for each in ("log_snr", "karras", "AYS", "fitted")]
 CASES += [("dpm++_2m", each) for each in ("log_snr", "karras", "AYS", "fitted")]
@@ -48,10 +44,7 @@ def network(name: str, folder: Path) -> TrainedModel:
     """Return a network, which is trained if it is not in zoo/."""
     if name in ZOO:
         return common.load(f"zoo/{ZOO[name]}.safetensors")
-    config = importlib.import_module(f"configs.{TRAINED[name]}").get_config()
-    config.training.update(n_iters=TRAINING_STEPS, snapshot_sampling=False)
-    config.training.update(snapshot_freq=400, snapshot_freq_for_preemption=400, eval_freq=400)
-    return common.load(common.train(complete(config), folder))
+    return common.digits_network(TRAINED[name], folder)
 
 
 def noise_levels(model: TrainedModel, solver: str, schedule: str) -> np.ndarray:
@@ -136,10 +129,7 @@ def column(name: str, options: argparse.Namespace, records: Records) -> dict[str
 def main(options: argparse.Namespace) -> dict[str, list[str]]:
     """Measure, and return the table."""
     records = Records(Path(options.folder) / "few_steps.jsonl")
-    names = options.networks.split(",")
-    for name in names:
-        choose(ZOO | TRAINED, name, "--networks")
-    columns = {name: column(name, options, records) for name in names}
+    columns = {name: column(name, options, records) for name in ZOO | TRAINED}
     lines = header(f"sampler, {STEPS} evaluations", *columns)
     titles = next(iter(columns.values()))
     lines += [row(title, *(cells[title] for cells in columns.values())) for title in titles]

@@ -1,15 +1,10 @@
-"""Guided samples: an independent classifier of digits, and distances of digits and emoji.
+"""Guided samples of digits and emoji: their classes, and their distances to held-out images.
 
-python -m studies.guidance WORKDIR/EVAL_FOLDER ...
-python -m studies.guidance --networks=DIR [--font=FONT] [--write]
+python -m studies.guidance --folder=DIR [--font=FONT] [--write]
 
-Classifies the samples that `--mode=eval` wrote to each folder with a support vector machine, fitted
-by scikit-learn to the training digits. Prints a row of docs/guidance.md for each checkpoint. Spread
-is the mean distance between samples of a class, relative to that of training digits: guidance
-reduces it. Outliers are farther from the nearest training digit than 99 % of the test digits.
-
-The second command trains networks in DIR, or continues, and compares guided samples with held-out
-images: digits of their classes, and emoji without a condition. FONT is data.path of the emoji.
+Prints a table of docs/guidance.md, and with --write puts it into the page. Trains networks in DIR,
+or continues, and compares guided samples with held-out images: digits of their classes, and emoji
+without a condition. FONT is data.path of the emoji.
 """
 
 from __future__ import annotations
@@ -17,29 +12,29 @@ from __future__ import annotations
 import argparse
 import functools
 import itertools
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-from scipy.spatial.distance import cdist, pdist
-from sklearn.svm import SVC
 
 from benchmarks.records import Record, Records
-from benchmarks.tables import Columns, header, machine, row, table
-from errors import InputError
+from benchmarks.tables import Columns, table
 from score_sde import TrainedModel
 from studies import common, learned
+from studies.claims_measured import with_classifier
 from studies.common import Estimate, mean
 from studies.distances import classes as digit_classes
 from studies.distances import directions, scale, sliced_distance
+from studies.sampling import CONFIGS
 
-OPTIONS = {"folders": [], "networks": None, "font": None, "write": False}
+OPTIONS = {"folder": "", "font": None, "write": False}
 SEEDS = 3  # of samples
 EARLIER = 4  # The guide of autoguidance has this fraction of the steps.
 SCALES = ((1.5, None), (2.0, None), (2.0, (0.2, 5.0)))  # and intervals
+CLASSIFIED_SDES = "VP", "VE"
+CLASSIFIED = (0.0, 1.0, 2.0, 4.0)  # scales of guidance by a classifier
 COLUMNS: Columns = {
     "guidance, scale": ("title", "", 1),
     "NFE": ("evaluations", ".0f", 1),
@@ -47,11 +42,6 @@ COLUMNS: Columns = {
     "beyond the floor": ("beyond", "", 1),
     "correct class, %": ("correct", "", 1),
 }
-
-
-def spread(x: np.ndarray, labels: np.ndarray) -> float:
-    """Return the mean distance of rows of x (N, D) in the same class, averaged over classes."""
-    return float(np.mean([pdist(x[labels == c]).mean() for c in np.unique(labels)]))
 
 
 def measure(data: learned.Data, draw: Callable[[int], tuple[np.ndarray, float]]) -> Record:
@@ -104,6 +94,16 @@ def networks(data: learned.Data, folder: Path) -> dict[str, TrainedModel]:
     return found
 
 
+def classified(
+    model: TrainedModel, folder: str, scale: float, data: learned.Data, seed: int
+) -> tuple[np.ndarray, float]:
+    """Return `samples` guided by a classifier of noised images, which is trained in a folder."""
+    labels = np.asarray(data.test_labels).tolist()
+    experiment, trained = with_classifier(model, folder, tuple(labels), scale)
+    found = experiment.draw_images(trained, seed * len(labels), len(labels))
+    return np.asarray(found.x), float(np.mean(found.nfe))
+
+
 def distances(folder: Path, font: str | None) -> list[str]:
     """Return the table of each data set; measure what is not recorded in a folder."""
     records, lines = Records(folder / "guidance.jsonl"), []
@@ -112,6 +112,11 @@ def distances(folder: Path, font: str | None) -> list[str]:
         ways = {"floor: training images": functools.partial(training_images, data)}
         for title, model in networks(data, folder).items():
             ways[title] = functools.partial(samples, model, data)
+        for sde in CLASSIFIED_SDES if name == "digits" else ():
+            model, path = common.digits_network(CONFIGS[sde], folder), f"{folder}/{sde}"
+            for factor in CLASSIFIED:
+                title = f"{sde}, classifier, {factor:g}"
+                ways[title] = functools.partial(classified, model, path, factor, data)
         for title, draw in ways.items():
             key = common.key([name, title], "studies.guidance")
             found = records.cached(key, functools.partial(measure, data, draw))
@@ -122,45 +127,8 @@ def distances(folder: Path, font: str | None) -> list[str]:
     return lines
 
 
-def classify(folders: list[str]) -> None:
-    """Print the rows of the checkpoints of evaluation folders.
-
-    Raises InputError for samples without requested classes.
-    """
-    data = learned.load("digits", None)
-    x, held_out = (each.reshape(len(each), -1) * (16 / 255) for each in (data.train, data.test))
-    # scikit-learn has no annotations; a type is inferred from the default, a string.
-    classifier = SVC(gamma=1e-3, C=10)  # pyright: ignore[reportArgumentType]
-    accuracy = classifier.fit(x, data.train_labels).score(held_out, data.test_labels)
-    print(f"accuracy of the classifier on {len(held_out)} test digits: {100 * accuracy:.1f} %")
-    print(f"machine: {machine()}\n")
-    far = np.quantile(cdist(held_out, x).min(1), 0.99)
-    columns = "folder", "guidance", "scale", "NFE", "correct class, %"
-    print("\n".join(header(*columns, "spread", "outliers, %")))
-    for folder in (path for name in folders for path in sorted(Path(name).glob("checkpoint_*"))):
-        rounds = [np.load(path) for path in sorted(folder.glob("samples_*.npz"))]
-        if not rounds or "classes" not in rounds[0]:
-            raise InputError(
-                f"{folder} has no samples of classes; evaluate with --config.guidance.classes."
-            )
-        images, classes = (
-            np.concatenate([r[key] for r in rounds]) for key in ("samples", "classes")
-        )
-        result = json.loads((folder / "results.json").read_text())["samples"]
-        drawn, guidance = images.reshape(len(images), -1) * (16 / 255), result["guidance"]
-        share, error = mean(100.0 * (classifier.predict(drawn) == classes))[:2]
-        relative = spread(drawn, classes) / spread(x, np.asarray(data.train_labels))
-        cells = folder.parent.name, guidance["kind"], f"{guidance['scale']:g}"
-        cells += f"{result['nfe']:.0f}", f"{share:.1f} +- {error:.1f}", f"{relative:.2f}"
-        print(row(*cells, f"{100 * (cdist(drawn, x).min(1) > far).mean():.1f}"))
-
-
 def main(options: argparse.Namespace) -> dict[str, list[str]]:
-    """Train networks and compare distances; without a folder for them, classify samples."""
-    if options.networks:
-        return {"distances": distances(Path(options.networks), options.font)}
-    classify(options.folders)
-    return {}
+    return {"distances": distances(Path(options.folder), options.font)}
 
 
 if __name__ == "__main__":

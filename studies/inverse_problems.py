@@ -23,13 +23,12 @@ from benchmarks.tables import header, row
 from controllable import methods
 from controllable.operators import Operator
 from score_sde import Prior, TrainedModel, operators
-from sde_lib import VESDE, VPSDE, SubVPSDE
 from studies import common
+from studies.common import SDES
 from studies.distances import held_out, nearest
 from tests import gaussian_posterior
 
 OPTIONS = {"folder": "", "images": 24, "write": False}
-SDES = {"VE": VESDE(), "VP": VPSDE(), "sub-VP": SubVPSDE()}
 # Covariance, operator and noise of the Gaussian problems, see `tests.gaussian_posterior`.
 GAUSSIANS = (("correlated", "mask", 0.0), ("correlated", "mask", 0.2), ("correlated", "dense", 0.2))
 METHOD_OPTIONS: dict[str, dict[str, Any]] = {

@@ -24,14 +24,12 @@ from benchmarks.records import Record, Records
 from benchmarks.tables import header, row
 from errors import InputError
 from score_sde import Prior
-from sde_lib import VESDE, VPSDE, SubVPSDE
 from studies import common
 from studies.calibration import prior_of
-from studies.common import Estimate
+from studies.common import AS_GOOD, SDES, Estimate
 from studies.distances import distance, mixture_of_digits, quantiles_of_mixture, sliced_distance
 
 OPTIONS = {"folder": "", "samples": 5000, "write": False}
-SDES = {"VE": VESDE(), "VP": VPSDE(), "sub-VP": SubVPSDE()}
 CONFIGS = {
     "VE": "ve.digits_ncsnpp_continuous",
     "VP": "vp.digits_ddpmpp_continuous",
@@ -39,7 +37,6 @@ CONFIGS = {
 }
 BUDGETS = (5, 10, 15, 20, 35, 50)
 OWN = "the config's own"  # the sampler of the paper: PC for VE, the predictor alone for VP
-MARGIN = 0.1  # of the distance of the config's own sampler
 CANDIDATES = ("dpm++_2m", "dpm++_2m_sde", "unipc_2", "deis")
 """Solvers measured on trained networks with 20 NFE on both schedules, and with 10."""
 OTHERS = ("ddim", "dpm++_3m", "heun_churn")  # measured with 20 NFE on Karras' levels
@@ -75,12 +72,9 @@ def measure(
 
 def solver(name: str, schedule: str, budget: int) -> dict[str, Any]:
     """Return the options of a few-step solver with the largest NFE within a budget."""
-    steps = budget
-    if name in ("heun", "heun_churn"):
-        steps = (budget + 1) // 2
-    elif name == "restart":
-        steps = (budget - 3) // 2
-    return {"name": name, "schedule": schedule, "steps": steps}
+    twice = (budget + 1) // 2
+    steps = {"heun": twice, "heun_churn": twice, "restart": twice - 2}
+    return {"name": name, "schedule": schedule, "steps": steps.get(name, budget)}
 
 
 def reference_samplers(sde: str) -> dict[str, dict[str, Any]]:
@@ -102,7 +96,6 @@ def mixture_tables(name: str, measure: Measure) -> tuple[list[str], dict[str, li
     At 10 and 20 NFE every solver is measured on every schedule, at other budgets on its best one.
     """
     lines = header("solver", "schedule", *(f"{budget} NFE" for budget in BUDGETS))
-    others = header("solver", *(f"{s}, {n} NFE" for s in solvers.SCHEDULES for n in (10, 20)))
     curves: dict[str, list[Record]] = {}
 
     def at(method: str, schedule: str, budget: int) -> Record | None:
@@ -113,23 +106,20 @@ def mixture_tables(name: str, measure: Measure) -> tuple[list[str], dict[str, li
             return None
 
     for method in solvers.SOLVERS:
-        logs, in_full = {}, []
+        logs = {}
         for schedule in solvers.SCHEDULES:
             two = [found for n in (10, 20) if (found := at(method, schedule, n))]
             logs[schedule] = np.mean([math.log(each["distance"][0]) for each in two])
-            in_full += two
         best = min(logs, key=lambda schedule: logs[schedule])
         found = {budget: at(method, best, budget) for budget in BUDGETS}
         lines.append(row(f"`{method}`", best, *(_cell(each, n) for n, each in found.items())))
         curves[method] = [each for each in found.values() if each]
-        if method in ("deis", "unipc_3", "dpm++_2m"):
-            others.append(row(f"`{method}`", *(f"{each['distance'][0]:.4f}" for each in in_full)))
     lines += ["", *header("sampler", "NFE", "distance")]
     for sampler, options in reference_samplers(name).items():
         one = measure(sampler, options)
         lines.append(row(sampler, f"{one['nfe']:.0f}", _cell(one, 0)))
         curves[sampler] = [one]
-    return [*lines, "", "Other schedules:", "", *others], curves
+    return lines, curves
 
 
 def _cell(found: Record | None, budget: int) -> str:
@@ -156,31 +146,27 @@ def plot(curves: dict[str, dict[str, list[Record]]], exact: Estimate, path: Path
     figure.savefig(path, dpi=90)
 
 
-def verdict(result: Estimate, own: Estimate) -> str:
-    """Compare a distance with the config's own, given MARGIN and two standard errors."""
-    difference, error = result.value - own.value, 2 * math.hypot(result.stderr, own.stderr)
-    margin = MARGIN * own.value
-    if difference + error <= 0:
-        return "better"
-    if difference + error <= margin:
-        return "as good"
-    return "worse" if difference - error > margin else "cannot tell"
-
-
 def trained_table(measures: dict[str, Measure]) -> list[str]:
-    """Return a table of all samplers on all trained networks, with verdicts."""
+    """Return a table of all samplers on all trained networks.
+
+    Cells have distances, the config's own relative to them above the floor, and whether this is
+    larger than AS_GOOD, which is only suggestive for one network.
+    """
     settings = [(solver, "karras", 20) for solver in (*CANDIDATES, *OTHERS)]
     settings += [(solver, "log_snr", 20) for solver in CANDIDATES]
     settings += [(solver, "karras", 10) for solver in CANDIDATES]
     own = {name: measure(OWN, {"name": "pc"}) for name, measure in measures.items()}
-    distances = {name: Estimate(*found["distance"]) for name, found in own.items()}
+    known = [Estimate(*found["distance"]) for found in own.values()]
     nfe = ", ".join(f"{found['nfe']:.0f}" for found in own.values())
-    lines = [*header("sampler", "NFE", *measures), row(OWN, nfe, *map(str, distances.values()))]
+    lines = header("sampler", "NFE", *measures)
+    lines.append(row(OWN, nfe, *(each.brief() for each in known)))
     for setting in settings:
         title = " ".join(setting[:2])
         found = [measure(title, solver(*setting)) for measure in measures.values()]
-        pairs = zip((Estimate(*each["distance"]) for each in found), distances.values())
-        cells = [f"{result}, {verdict(result, best)}" for result, best in pairs]
+        cells = []
+        for one, best in zip((Estimate(*each["distance"]) for each in found), known):
+            ratio, verdict, _ = common.judge_ratio([best], [one], AS_GOOD)
+            cells.append(f"{one.brief()}; {ratio} ({verdict})")
         lines.append(row(f"`{title}`", f"{found[-1]['nfe']:.0f}", *cells))
     return lines
 

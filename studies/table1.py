@@ -27,9 +27,8 @@ from configs.default_emoji_configs import get_default_configs
 from errors import InputError
 from score_sde import SDE, Prior
 from studies import common, distances
-from studies.common import Estimate
+from studies.common import SDES, Estimate
 from studies.distances import estimated_distance, levels, sliced_distance
-from studies.sampling import SDES
 
 OPTIONS = {"folder": "", "data": "digits", "write": False}
 COUNTS = {"digits": (500, 500), "emoji": (100, 200), "centered": (100, 200)}

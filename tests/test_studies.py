@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import importlib
 import subprocess
 import types
@@ -24,9 +25,9 @@ from studies import (
     distances,
     floors,
     inverse_problems,
+    learned,
     likelihood,
     likelihood_peers,
-    sampling,
     table1,
 )
 from studies.__main__ import outdated
@@ -94,10 +95,14 @@ def test_estimates_in_tables():
 
 
 def test_verdicts_on_samplers():
-    """The margin is 10 % of the distance of the config's own sampler; two errors are 0.1."""
-    cases = {0.89: "better", 0.95: "as good", 1.05: "cannot tell", 1.3: "worse"}
-    own = Estimate(1.0, 0.03)
-    assert {each: sampling.verdict(Estimate(each, 0.04), own) for each in cases} == cases
+    """Distances of 5 and 5 to 7 above a floor of 3: excesses of 4, and of 4.5 and more."""
+    own = [Estimate(5.0, 0.1, 3.0)]
+    cases = {5.0: HOLDS, 5.41: UNKNOWN, 6.0: FAILS}  # 4 / 4.5 = 0.89, 4 / 5.2 = 0.77
+    for value, word in cases.items():
+        ratio, verdict, _ = common.judge_ratio(own, [Estimate(value, 0.1, 3.0)], common.AS_GOOD)
+        assert verdict == word
+        expected = 4 / np.sqrt(value**2 - 9)
+        assert float(ratio.split("(")[0]) == pytest.approx(expected, abs=0.005)
 
 
 def test_keys_depend_on_the_code_that_is_imported(tmp_path, monkeypatch):
@@ -355,12 +360,28 @@ def test_page_of_claims(page, capsys):
 
 @pytest.mark.long
 def test_page_of_samplers(page, monkeypatch):
-    sde = {"VP": sampling.SDES["VP"]}
+    sde = {"VP": common.SDES["VP"]}
     constants = {"SDES": sde, "BUDGETS": (10, 20), "CANDIDATES": ("deis",)}
     found = page("sampling", {"samples": 100}, plot=lambda *_: None, **constants)
     assert "| `restart` | " in found["VP"]
     assert read_table(found["VP"], "sampler")[2]["sampler"] == "ode"
     assert "the config's own" in found["trained"]
+
+
+@pytest.mark.long
+def test_page_of_guidance(page, monkeypatch):
+    """Guidance without a classifier evaluates the network twice; the floor has the classes."""
+    monkeypatch.setattr(learned, "SETS", ("digits",))
+    monkeypatch.setattr(learned, "SETTINGS", learned.SETTINGS | {"steps": 8})
+    short = functools.partial(claims_measured.with_classifier, n_iters=2)
+    constants = {"CLASSIFIED_SDES": ("VP",), "CLASSIFIED": (4.0,), "with_classifier": short}
+    constants |= {"SEEDS": 2, "SCALES": ((2.0, None),)}
+    rows = read_table(page("guidance", {}, **constants)["distances"], "guidance, scale")
+    evaluations = {row["guidance, scale"]: row["NFE"] for row in rows}
+    assert list(evaluations.values()) == ["0", "20", "20", "40", "40", "20"]
+    assert evaluations["VP, classifier, 4"] == "20"
+    correct = [float(row["correct class, %"].split(" ")[0]) for row in rows]
+    assert correct[0] > 95 > max(correct[1:])
 
 
 @pytest.mark.long
