@@ -104,7 +104,7 @@ for _name, _network in list(NETWORKS.items()):
         _changes = {**_network.changes, **_fields}
         NETWORKS[_name + _data] = _network._replace(changes=_changes, is_repeated=False)
 for _name in ("VP", "likelihood weighting", "sub-VP"):
-    NETWORKS[f"{_name}, longer"] = NETWORKS[_name]._replace(snapshots=6)
+    NETWORKS[f"{_name}, longer"] = NETWORKS[_name]._replace(snapshots=7)
 
 # --- measurements ---------------------------------------------------------------------------------
 
