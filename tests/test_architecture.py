@@ -24,10 +24,10 @@ BUDGETS = {
     "parameters of a function": 8,
 }
 CURRENT = {
-    "lines of code": 32_617,
+    "lines of code": 32_618,
     "lines of tests": 20_860,
     "top-level modules": 26,
-    "lines of a package": 4_876,  # studies; models and api have 3,255
+    "lines of a package": 4_877,  # studies; models and api have 3,255
 }
 
 
