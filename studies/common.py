@@ -228,9 +228,9 @@ def judge(estimate: Estimate, margin: float, seeds: int) -> tuple[str, float]:
 def judge_ratio(
     upper: Sequence[Estimate], lower: Sequence[Estimate], margin: float
 ) -> tuple[str, str, float]:
-    """Return the ratio of what exceeds the floors of distances, for each seed, as text.
+    """Return the mean ratio of what exceeds the floor, as text, and the verdict and p of `judge`.
 
-    And whether it is larger than a margin, with p, as `judge` does. Other numbers have no floor.
+    Distances are those of each seed. Other numbers have no floor.
     """
     found, base = combine([log_ratio(*pair) for pair in zip(upper, lower)]), combine(lower)
     share = (base.floor / base.value) ** 2

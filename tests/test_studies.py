@@ -95,7 +95,7 @@ def test_estimates_in_tables():
 
 
 def test_verdicts_on_samplers():
-    """Distances of 5 and 5 to 7 above a floor of 3: excesses of 4, and of 4.5 and more."""
+    """The excess of a distance of 5 over a floor of 3 is 4, those of 5.41 and 6 are 4.5 and 5.2."""
     own = [Estimate(5.0, 0.1, 3.0)]
     cases = {5.0: HOLDS, 5.41: UNKNOWN, 6.0: FAILS}  # 4 / 4.5 = 0.89, 4 / 5.2 = 0.77
     for value, word in cases.items():
