@@ -73,12 +73,12 @@ def moment_matching(
     iterations + 1 times. For Gaussian data it is exact with as many iterations as y has entries,
     and with 0, which iterates until the residual is small (TOLERANCE), at most MOST_ITERATIONS
     times.
-    A function that is not linear is linearized at D. For images, few iterations suffice. With an
-    operator, the system that is solved is as well conditioned as the covariance of x_0 given x_t
-    (`Measurement.linearize`); with a function, its condition number is that of y, so that an
-    ill-conditioned matrix should be given as `operators.dense`. The Jacobian of a network is not
-    quite symmetric and positive semidefinite, so an image stops iterating at a direction along
-    which the covariance of y would be below that of its noise.
+    A function that is not linear is linearized at D. With an operator, the system that is solved is
+    as well conditioned as the covariance of x_0 given x_t (`Measurement.linearize`); with a
+    function, its condition number is that of y, so that an ill-conditioned matrix should be given
+    as `operators.dense`. The Jacobian of a network is not quite symmetric and positive
+    semidefinite, so an image stops iterating where the covariance of y is not symmetric to
+    ASYMMETRY, or below that of its noise.
     """
 
     def guided(score: Score, measurement: Observation, x: Array, t: Array) -> Array:
@@ -139,6 +139,7 @@ def _denoised_variance(sde: SDE, t: Array, prior_std: float = 1.0) -> Array:
 
 
 TOLERANCE, MOST_ITERATIONS = 0.01, 50
+ASYMMETRY = 0.2  # relative; more iterations would amplify the errors of a network
 ROOT = 8  # gradients that `root` evaluates
 
 
@@ -185,7 +186,8 @@ def conjugate_gradients(
     """Solve apply(v) = b for each entry of a batch b (B, ...); v (B, ...), real or complex.
 
     An entry stops at its first direction of curvature 0 or below, or below that of the diagonal
-    matrix `least`, and where the residual is below `tolerance` times b.
+    matrix `least`, or not conjugate to the direction before to ASYMMETRY, which it is for a
+    symmetric matrix, and where the residual is below `tolerance` times b.
     """
 
     def ratio(numerator: Array, denominator: Array, active: Array) -> Array:
@@ -200,6 +202,7 @@ def conjugate_gradients(
         image = apply(direction)
         curvature = _dot(direction, image)
         active &= curvature > 0.999 * _dot(direction, least * direction)  # to rounding
+        active &= jnp.abs(_dot(residual, image) - curvature) <= ASYMMETRY * curvature
         step = ratio(square, curvature, active)
         v = v + step * direction
         residual = residual - step * image
