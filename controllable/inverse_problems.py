@@ -71,14 +71,12 @@ def moment_matching(
     The method is that of Boys et al. 2023 (arXiv:2310.06721), with conjugate gradients as in Rozet
     et al. 2024 (arXiv:2405.13712, Algorithm 3). A call evaluates the score once and its gradient
     iterations + 1 times. For Gaussian data it is exact with as many iterations as y has entries,
-    and with 0, which iterates until the residual is small (TOLERANCE), at most MOST_ITERATIONS
-    times.
-    A function that is not linear is linearized at D. With an operator, the system that is solved is
-    as well conditioned as the covariance of x_0 given x_t (`Measurement.linearize`); with a
-    function, its condition number is that of y, so that an ill-conditioned matrix should be given
-    as `operators.dense`. The Jacobian of a network is not quite symmetric and positive
-    semidefinite, so an image stops iterating where the covariance of y is not symmetric to
-    ASYMMETRY, or below that of its noise.
+    and with 0, which iterates to TOLERANCE, at most MOST_ITERATIONS times. A function that is not
+    linear is linearized at D. With an operator, the system that is solved is as well conditioned as
+    the covariance of x_0 given x_t (`Measurement.linearize`); with a function, its condition number
+    is that of y, so that an ill-conditioned matrix should be given as `operators.dense`. The
+    Jacobian of a network is not quite symmetric and positive, so an image stops where the
+    covariance of y is not symmetric to ASYMMETRY, or below that of its noise.
     """
 
     def guided(score: Score, measurement: Observation, x: Array, t: Array) -> Array:
@@ -138,8 +136,7 @@ def _denoised_variance(sde: SDE, t: Array, prior_std: float = 1.0) -> Array:
     return 1 / (sde.noise_to_signal(t) ** -2 + prior_std**-2)
 
 
-TOLERANCE, MOST_ITERATIONS = 0.01, 50
-ASYMMETRY = 0.2  # relative; more iterations would amplify the errors of a network
+TOLERANCE, MOST_ITERATIONS, ASYMMETRY = 0.01, 50, 0.2  # ratios, but for the second
 ROOT = 8  # gradients that `root` evaluates
 
 
@@ -186,8 +183,8 @@ def conjugate_gradients(
     """Solve apply(v) = b for each entry of a batch b (B, ...); v (B, ...), real or complex.
 
     An entry stops at its first direction of curvature 0 or below, or below that of the diagonal
-    matrix `least`, or not conjugate to the direction before to ASYMMETRY, which it is for a
-    symmetric matrix, and where the residual is below `tolerance` times b.
+    matrix `least`, or that is not conjugate to the one before to ASYMMETRY, as for a symmetric
+    matrix, and where the residual is below `tolerance` times b.
     """
 
     def ratio(numerator: Array, denominator: Array, active: Array) -> Array:
