@@ -136,7 +136,7 @@ def _denoised_variance(sde: SDE, t: Array, prior_std: float = 1.0) -> Array:
     return 1 / (sde.noise_to_signal(t) ** -2 + prior_std**-2)
 
 
-TOLERANCE, MOST_ITERATIONS, ASYMMETRY = 0.01, 50, 0.2  # ratios, but for the second
+TOLERANCE, MOST_ITERATIONS, ASYMMETRY = 0.01, 50, 0.2  # relative; a number; relative
 ROOT = 8  # gradients that `root` evaluates
 
 
@@ -183,8 +183,8 @@ def conjugate_gradients(
     """Solve apply(v) = b for each entry of a batch b (B, ...); v (B, ...), real or complex.
 
     An entry stops at its first direction of curvature 0 or below, or below that of the diagonal
-    matrix `least`, or that is not conjugate to the one before to ASYMMETRY, as for a symmetric
-    matrix, and where the residual is below `tolerance` times b.
+    matrix `least`, or that is not conjugate to the one before, to ASYMMETRY. Directions of a
+    symmetric matrix are. It also stops where the residual is below `tolerance` times b.
     """
 
     def ratio(numerator: Array, denominator: Array, active: Array) -> Array:

@@ -181,7 +181,7 @@ ITERATIONS = {
         0,
         Integer(0, 1000),
         "Conjugate-gradient iterations of moment_matching; 0: until the residual is below 1 %, at "
-        "most 50.",
+        "most 50. An image stops earlier where the Jacobian of a network is not symmetric.",
     )
 }
 PARTICLES = {
